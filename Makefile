@@ -1,0 +1,47 @@
+# Each target makes the environment it needs. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit lint format bench up down lock clean
+
+BIN := .venv/bin
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/.installed: requirements.lock pyproject.toml
+	@sh deployments/bootstrap.sh
+
+demo: .venv/.installed ## the main job on sample and simulated candles: ingest, train, analyse, backtest, report
+	@$(BIN)/tradeflows demo
+
+test: .venv/.installed ## all tests; unit tests first, then those that start real servers
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not integration"
+	@$(BIN)/pytest -q -m integration
+
+unit: .venv/.installed ## the unit tests alone
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not integration"
+
+lint: .venv/.installed ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: .venv/.installed ## let ruff format and mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/.installed ## measure speed, as ratios against peers in the same run
+	@$(BIN)/python -m deployments.bench
+
+up: .venv/.installed ## start Prefect, MLflow, a worker and the sandbox exchange on loopback
+	@$(BIN)/tradeflows up --detach --sandbox
+
+down: ## stop what `make up` started
+	@$(BIN)/tradeflows down
+
+lock: .venv/.installed ## renew requirements.lock from pyproject.toml
+	@uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile --universal --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-header --quiet pyproject.toml --group dev -o requirements.lock
+
+clean: ## remove the environment, caches and local data
+	@rm -rf .venv .uv .tradeflows .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""How it is run: the command, the local stack and the sandbox exchange."""

@@ -1,0 +1,1 @@
+"""What data must look like: Great Expectations suites as code."""

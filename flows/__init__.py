@@ -1,0 +1,1 @@
+"""What runs: one Prefect flow per file, wiring only."""

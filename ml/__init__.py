@@ -1,0 +1,1 @@
+"""What is learned: features, labels, splits, estimators, evaluation and the model artifact."""

@@ -1,0 +1,1 @@
+"""What is traded: candles, indicators, strategies, the backtest kernel and its metrics."""

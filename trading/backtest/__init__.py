@@ -1,0 +1,1 @@
+"""The backtest: a compiled kernel over arrays, a thin engine over it, metrics and pictures."""

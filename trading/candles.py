@@ -1,0 +1,129 @@
+"""The candle frame: its contract, its digest, its resampling.
+
+A candle frame is a pandas frame with
+
+- index ``open_time``: ``datetime64[ms, UTC]``, the time at which the bar opened, unique and increasing;
+- columns ``open, high, low, close, volume``: float64, prices in the quote currency (> 0),
+  volume in the base asset (>= 0), ``low <= min(open, close)`` and ``max(open, close) <= high``.
+
+A bar counts only once it is over; nothing here fills, interpolates or invents one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from trading.errors import CandleContractError
+from trading.window import Timeframe, Window
+
+COLUMNS: Final = ("open", "high", "low", "close", "volume")
+INDEX_NAME: Final = "open_time"
+INDEX_DTYPE: Final = "datetime64[ms, UTC]"
+
+
+def frame_of(open_time_ms: object, values: object) -> pd.DataFrame:
+    """A frame in the layout of the contract, from raw rows, in the order they came.
+
+    Args:
+        open_time_ms: shape (n,), milliseconds since the epoch, UTC.
+        values: shape (n, 5), columns open, high, low, close, volume.
+
+    The rows are not checked: see ``trading.masks`` for that, and ``check`` for the contract.
+    """
+    index = pd.DatetimeIndex(
+        np.asarray(open_time_ms, dtype="int64").astype("datetime64[ms]"), name=INDEX_NAME
+    ).tz_localize("UTC")
+    data = np.asarray(values, dtype="float64").reshape(len(index), len(COLUMNS))
+    return pd.DataFrame(data, index=index, columns=list(COLUMNS))
+
+
+def empty() -> pd.DataFrame:
+    """A candle frame without rows."""
+    return frame_of(np.empty(0, "int64"), np.empty((0, len(COLUMNS))))
+
+
+def open_times_ms(candles: pd.DataFrame) -> np.ndarray:
+    """The index as int64 milliseconds since the epoch, shape (n,)."""
+    return np.asarray(pd.DatetimeIndex(candles.index).as_unit("ms").asi8)
+
+
+def check(candles: pd.DataFrame) -> pd.DataFrame:
+    """``candles`` itself, if it keeps the contract.
+
+    Raises:
+        CandleContractError: says which rule, and the first bar that breaks it.
+    """
+    missing = [name for name in COLUMNS if name not in candles.columns]
+    if missing:
+        raise CandleContractError(f"candles lack the columns {missing}; needed are {list(COLUMNS)}")
+    if str(candles.index.dtype) != INDEX_DTYPE:
+        raise CandleContractError(f"candle index is {candles.index.dtype}; it must be {INDEX_DTYPE} (bar open, UTC)")
+    wrong = {name: str(candles[name].dtype) for name in COLUMNS if candles[name].dtype != np.float64}
+    if wrong:
+        raise CandleContractError(f"candle columns must be float64, and these are not: {wrong}")
+    stamps = open_times_ms(candles)
+    if len(stamps) > 1 and not (np.diff(stamps) > 0).all():
+        at = candles.index[int(np.argmax(np.diff(stamps) <= 0)) + 1]
+        raise CandleContractError(f"candles must be unique and increasing in time; the bar at {at} is not")
+    values = candles[list(COLUMNS)].to_numpy()
+    broken = ~np.isfinite(values).all(axis=1)
+    open_, high, low, close, volume = values.T
+    with np.errstate(invalid="ignore"):
+        broken |= (values[:, :4] <= 0).any(axis=1) | (volume < 0)
+        broken |= (high < np.maximum(open_, close)) | (low > np.minimum(open_, close))
+    if broken.any():
+        at = int(np.argmax(broken))
+        raise CandleContractError(
+            f"the candle at {candles.index[at]} is impossible: "
+            f"{dict(zip(COLUMNS, values[at].tolist(), strict=True))}; screen candles before you use them"
+        )
+    return candles
+
+
+def digest(candles: pd.DataFrame) -> str:
+    """sha256 of times and values, independent of pandas, of chunking and of the store.
+
+    Columns and index are hashed as little-endian int64 milliseconds and float64 (-0.0 as 0.0),
+    rows in the order they stand; the empty frame has a digest too.
+    """
+    hashed = hashlib.sha256(b"tradeflows candles 1\0")
+    hashed.update(open_times_ms(candles).astype("<i8").tobytes())
+    values = candles[list(COLUMNS)].to_numpy(dtype="<f8") + 0.0
+    hashed.update(np.ascontiguousarray(values).tobytes())
+    return hashed.hexdigest()
+
+
+def between(candles: pd.DataFrame, window: Window) -> pd.DataFrame:
+    """The rows of ``candles`` whose open time lies in ``window``."""
+    index = pd.DatetimeIndex(candles.index)
+    first, last = index.searchsorted([pd.Timestamp(window.start), pd.Timestamp(window.end)])
+    return candles.iloc[first:last]
+
+
+def resample(candles: pd.DataFrame, source: Timeframe, target: Timeframe) -> pd.DataFrame:
+    """Coarser candles, only those whose every part the market had time for.
+
+    Bars without trades (zero volume and one flat price) are dropped first, as exchanges do; bars of
+    the target grid are counted from the epoch in UTC. The last target bar is dropped unless the
+    source reaches its end, for an unfinished candle is not a candle.
+
+    Raises:
+        CandleContractError: the target is not a coarser multiple of the source.
+    """
+    if target.delta <= source.delta or target.delta % source.delta:
+        raise CandleContractError(f"cannot make {target} candles out of {source} ones: not a coarser multiple")
+    if candles.empty:
+        return candles
+    step = int(target.delta.total_seconds() * 1000)
+    reached = int(open_times_ms(candles)[-1]) + int(source.delta.total_seconds() * 1000)
+    flat = (candles["volume"] == 0) & (candles["high"] == candles["low"])
+    traded = candles[~flat]
+    bucket = open_times_ms(traded) // step * step
+    grouped = traded.groupby(bucket)
+    rows = grouped.agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"})
+    coarse = frame_of(rows.index.to_numpy(), rows[list(COLUMNS)].to_numpy())
+    return coarse[open_times_ms(coarse) + step <= reached]

@@ -1,0 +1,134 @@
+"""Every error that tradeflows raises on purpose, in one tree.
+
+    TradeflowsError
+    ├── ConfigurationError       a setting is missing, unknown or wrong
+    ├── InvalidRequest           what was asked for makes no sense (also a ValueError)
+    │   ├── BadTimeframe
+    │   ├── BadWindow
+    │   └── UnknownSymbol
+    ├── DataError                the data cannot be trusted or does not suffice
+    │   ├── CandleContractError  a frame breaks the candle contract
+    │   ├── ExpectationFailed    a batch broke a critical expectation; it was not stored
+    │   ├── DataModeConflict     live, sample and simulated data were about to be mixed
+    │   └── InsufficientHistory  fewer approved candles than the work needs
+    ├── SourceError              a market-data source
+    │   ├── SourceUnavailable    transient: unreachable, timed out, 5xx
+    │   ├── RateLimited          transient: 429 or 418; carries ``retry_after`` seconds
+    │   ├── SourceRefused        the source said no (other 4xx)
+    │   └── MalformedResponse    the reply is not what the protocol promises
+    ├── StoreError
+    │   ├── StoreUnavailable     transient when ``transient`` says so (busy), else not (unwritable)
+    │   └── RevisionConflict     transient: another writer changed the document first
+    └── ModelError
+        ├── ModelNotFound
+        └── ModelRejected        a model's files or schema do not match its manifest
+
+A message says what was wrong, with which value, and what to do. ``transient`` is what
+``tasks.retry.is_transient`` reads: only those are tried again.
+"""
+
+from __future__ import annotations
+
+
+class TradeflowsError(Exception):
+    """Root of the tree. ``transient`` is True where trying again can help."""
+
+    transient: bool = False
+
+
+class ConfigurationError(TradeflowsError):
+    """A setting is missing, unknown or wrong."""
+
+
+class InvalidRequest(TradeflowsError, ValueError):
+    """What was asked for makes no sense, whatever the data."""
+
+
+class BadTimeframe(InvalidRequest):
+    """A timeframe that the candle contract does not know."""
+
+
+class BadWindow(InvalidRequest):
+    """A window that is empty, naive, misaligned or not over yet."""
+
+
+class UnknownSymbol(InvalidRequest):
+    """A symbol that the source does not trade."""
+
+
+class DataError(TradeflowsError):
+    """The data cannot be trusted or does not suffice."""
+
+
+class CandleContractError(DataError):
+    """A frame that breaks the candle contract."""
+
+
+class ExpectationFailed(DataError):
+    """A batch that broke a critical expectation; nothing of it was stored."""
+
+
+class DataModeConflict(DataError):
+    """Live, sample and simulated data were about to be mixed in one series."""
+
+
+class InsufficientHistory(DataError):
+    """Fewer approved candles than the work needs."""
+
+
+class SourceError(TradeflowsError):
+    """A market-data source failed."""
+
+
+class SourceUnavailable(SourceError):
+    """The source was unreachable, timed out or answered 5xx."""
+
+    transient = True
+
+
+class RateLimited(SourceError):
+    """The source asked us to slow down; ``retry_after`` is in seconds where it said how long."""
+
+    transient = True
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SourceRefused(SourceError):
+    """The source refused the request (4xx other than a rate limit)."""
+
+
+class MalformedResponse(SourceError):
+    """The reply is not what the protocol promises."""
+
+
+class StoreError(TradeflowsError):
+    """The document store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, opened or written."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class RevisionConflict(StoreError):
+    """Another writer changed the document first."""
+
+    transient = True
+
+
+class ModelError(TradeflowsError):
+    """A model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """No registered model version answers to that name and alias."""
+
+
+class ModelRejected(ModelError):
+    """A model whose files or schema do not match its manifest."""

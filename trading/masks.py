@@ -1,0 +1,202 @@
+"""Screening: which raw rows are candles, which are not and why, and what is missing.
+
+Masks are computed in numpy over a whole batch; nothing is repaired. Three kinds of finding:
+
+- *impossible* rows (``IMPOSSIBLE``): no market can print them, so the source is broken; they are
+  put aside and a batch with more of them than is tolerated is refused;
+- *unusable* rows (the other ``Reason``): copies, rows off the grid or the session, prices that moved
+  without trade; they are put aside, the rest of the batch stands;
+- *flags* (``Flag``): the rows stay, and the report says how many there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from trading.calendars import expected_opens
+from trading.candles import COLUMNS, frame_of
+from trading.window import Window
+
+RAW_COLUMNS: Final = ("open_time", *COLUMNS)
+
+
+class Reason(StrEnum):
+    """Why a row was put aside."""
+
+    NULL = "null"  # a price or the volume is missing
+    INFINITE = "infinite"
+    NON_POSITIVE = "non_positive"  # a price <= 0
+    NEGATIVE_VOLUME = "negative_volume"
+    INCONSISTENT = "inconsistent"  # high below low, or open or close outside them
+    DUPLICATE = "duplicate"  # an equal row came before it
+    CONFLICTING = "conflicting"  # rows of the same open time that differ: none of them can be trusted
+    MISALIGNED = "misaligned"  # not on the timeframe's grid
+    OFF_SESSION = "off_session"  # the market was closed
+    OUTSIDE_WINDOW = "outside_window"
+    UNTRADED_MOVE = "untraded_move"  # the price moved on no volume: the volume is wrong
+
+
+IMPOSSIBLE: Final = frozenset(
+    {Reason.NULL, Reason.INFINITE, Reason.NON_POSITIVE, Reason.NEGATIVE_VOLUME, Reason.INCONSISTENT}
+)
+
+
+class Flag(StrEnum):
+    """What is worth a look and no reason to put a row aside."""
+
+    OUT_OF_ORDER = "out_of_order"  # came after a later bar; sorted
+    STALE = "stale"  # part of a long run of equal flat bars without volume
+    JUMP = "jump"  # close moved by many times the recent range
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The outcome of screening one batch.
+
+    Attributes:
+        good: candle frame (the contract of ``trading.candles``), inside the window.
+        bad: the raw rows put aside, with a column ``reasons`` (list of ``Reason`` values).
+        missing: int64 open times (ms, UTC) that the calendar expects and no good row has.
+        expected: how many bars the calendar expects in the window.
+        flags: count per ``Flag`` that occurs.
+    """
+
+    good: pd.DataFrame
+    bad: pd.DataFrame
+    missing: np.ndarray
+    expected: int
+    flags: dict[str, int]
+
+    @property
+    def received(self) -> int:
+        """Rows that came, good and bad."""
+        return len(self.good) + len(self.bad)
+
+    @property
+    def impossible(self) -> int:
+        """Rows put aside for a reason in ``IMPOSSIBLE``."""
+        return sum(bool(IMPOSSIBLE.intersection(reasons)) for reasons in self.bad["reasons"])
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        """Count of rows put aside per reason; a row with two reasons counts for both."""
+        counts: dict[str, int] = {}
+        for reasons in self.bad["reasons"]:
+            for reason in reasons:
+                counts[reason] = counts.get(reason, 0) + 1
+        return dict(sorted(counts.items()))
+
+
+def screen(
+    raw: pd.DataFrame, window: Window, calendar: str, *, jump_factor: float = 15.0, stale_run: int = 24
+) -> Screening:
+    """Split the rows of one fetched batch into candles and rows put aside.
+
+    Args:
+        raw: columns ``open_time`` (int64 ms UTC), ``open high low close volume`` (float64), as the source
+            gave them, in any order.
+        window: what was asked for.
+        calendar: ``"24/7"`` or the name of an exchange calendar.
+        jump_factor: a close-to-close log move above this many times the median bar range
+            (log high/low) of the 50 bars before is flagged.
+        stale_run: that many equal flat bars without volume in a row are flagged.
+    """
+    stamps = raw["open_time"].to_numpy(dtype="int64")
+    values = raw[list(COLUMNS)].to_numpy(dtype="float64")
+    expected = expected_opens(window, calendar)
+    masks = _row_masks(stamps, values) | _time_masks(stamps, window, expected)
+    unusable = np.logical_or.reduce(list(masks.values())) if len(stamps) else np.zeros(0, bool)
+    masks |= _copy_masks(stamps, values, unusable)
+    bad = np.logical_or.reduce(list(masks.values())) if len(stamps) else unusable
+
+    late = np.zeros(len(stamps), dtype=bool)
+    if len(stamps) > 1:
+        late[1:] = stamps[1:] < np.maximum.accumulate(stamps)[:-1]
+    order = np.argsort(stamps[~bad], kind="stable")
+    good = frame_of(stamps[~bad][order], values[~bad][order])
+
+    rejected = raw.loc[bad, list(RAW_COLUMNS)].reset_index(drop=True)
+    table = {reason: mask[bad] for reason, mask in masks.items()}
+    rejected["reasons"] = pd.Series(
+        [[reason.value for reason, mask in table.items() if mask[row]] for row in range(len(rejected))], dtype=object
+    )
+    flags = {
+        Flag.OUT_OF_ORDER.value: int((late & ~bad).sum()),
+        Flag.STALE.value: int(_stale(good, stale_run).sum()),
+        Flag.JUMP.value: int(_jumps(good, jump_factor).sum()),
+    }
+    return Screening(
+        good=good,
+        bad=rejected,
+        missing=np.setdiff1d(expected, stamps[~bad]),
+        expected=len(expected),
+        flags={name: count for name, count in flags.items() if count},
+    )
+
+
+def _row_masks(stamps: np.ndarray, values: np.ndarray) -> dict[Reason, np.ndarray]:
+    open_, high, low, close, volume = values.T if len(stamps) else np.empty((5, 0))
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(values).all(axis=1)
+        return {
+            Reason.NULL: np.isnan(values).any(axis=1),
+            Reason.INFINITE: np.isinf(values).any(axis=1),
+            Reason.NON_POSITIVE: (values[:, :4] <= 0).any(axis=1),
+            Reason.NEGATIVE_VOLUME: volume < 0,
+            Reason.INCONSISTENT: finite & ((high < np.maximum(open_, close)) | (low > np.minimum(open_, close))),
+            Reason.UNTRADED_MOVE: (volume == 0) & (high > low),
+        }
+
+
+def _time_masks(stamps: np.ndarray, window: Window, expected: np.ndarray) -> dict[Reason, np.ndarray]:
+    step = int(window.timeframe.delta.total_seconds() * 1000)
+    start, end = (int(moment.timestamp() * 1000) for moment in (window.start, window.end))
+    aligned = stamps % step == 0
+    outside = (stamps < start) | (stamps >= end)
+    return {
+        Reason.MISALIGNED: ~aligned,
+        Reason.OUTSIDE_WINDOW: outside,
+        Reason.OFF_SESSION: aligned & ~outside & ~np.isin(stamps, expected),
+    }
+
+
+def _copy_masks(stamps: np.ndarray, values: np.ndarray, unusable: np.ndarray) -> dict[Reason, np.ndarray]:
+    """Copies among the usable rows: the first of equal rows stays, of differing ones none does."""
+    duplicate = np.zeros(len(stamps), dtype=bool)
+    conflicting = np.zeros(len(stamps), dtype=bool)
+    rows = np.flatnonzero(~unusable)
+    rows = rows[np.argsort(stamps[rows], kind="stable")]
+    same_time = stamps[rows][1:] == stamps[rows][:-1]
+    if same_time.any():
+        groups = np.cumsum(np.r_[True, ~same_time]) - 1
+        firsts = rows[np.r_[True, ~same_time]]
+        differs = (values[rows] != values[firsts][groups]).any(axis=1)
+        in_conflict = np.isin(groups, groups[differs])
+        conflicting[rows] = in_conflict
+        duplicate[rows] = np.r_[False, same_time] & ~in_conflict
+    return {Reason.DUPLICATE: duplicate, Reason.CONFLICTING: conflicting}
+
+
+def _stale(good: pd.DataFrame, run: int) -> np.ndarray:
+    close = good["close"].to_numpy()
+    if len(close) < run:
+        return np.zeros(len(close), dtype=bool)
+    quiet = (good["volume"].to_numpy() == 0) & (good["high"].to_numpy() == good["low"].to_numpy())
+    starts = np.r_[True, (close[1:] != close[:-1]) | ~quiet[1:] | ~quiet[:-1]]
+    group = np.cumsum(starts) - 1
+    return np.asarray(quiet & (np.bincount(group)[group] >= run))
+
+
+def _jumps(good: pd.DataFrame, factor: float) -> np.ndarray:
+    if len(good) < 2:
+        return np.zeros(len(good), dtype=bool)
+    move = np.abs(np.diff(np.log(good["close"].to_numpy()), prepend=np.nan))
+    spread = pd.Series(np.log(good["high"].to_numpy() / good["low"].to_numpy()))
+    usual = spread.rolling(50, min_periods=20).median().shift(1).to_numpy()
+    with np.errstate(invalid="ignore"):
+        return np.asarray(move > factor * np.maximum(usual, 1e-4))
