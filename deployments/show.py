@@ -1,0 +1,244 @@
+"""What the command prints: tables at the end, a bar on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tasks import progress
+from tasks.settings import Settings
+
+FORMATS: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%MZ", "%Y-%m-%dT%H:%M:%SZ"]
+MODE_STYLES: Final = {"live": "green", "sample": "yellow", "simulated": "magenta"}
+SIGNAL_STYLES: Final = {"Long": "bold green", "Short": "bold red", "Neutral": "dim"}
+T = TypeVar("T")
+
+
+def watched(work: Callable[[], T]) -> T:
+    """Run ``work`` under a bar per step (on standard error, so that output can be piped)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        first = bars.add_task("starting Prefect", total=None)
+        known: dict[str, Any] = {}
+
+        def watch(step: str, done: int, total: int) -> None:
+            if step not in known:
+                bars.update(first, visible=False)
+                known[step] = bars.add_task(step, total=max(total, 1))
+            bars.update(known[step], completed=done if total else 1, total=max(total, 1))
+
+        with progress.watched(watch):
+            return work()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+    """A table with the named columns aligned to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", expand=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def mode(data_mode: str) -> str:
+    """The data mode in its colour."""
+    return f"[{MODE_STYLES.get(data_mode, 'red')}]{data_mode}[/]"
+
+
+def ingested(console: Console, results: Sequence[Any]) -> None:
+    """What ingest runs added and put aside."""
+    numbers = ("received", "added", "changed", "gaps")
+    rows = [
+        [str(row["symbol"]), str(row["timeframe"]), mode(str(row["data"])), *(f"{row[name]:,}" for name in numbers)]
+        + [str(row["quarantined"]), str(row["windows"])]
+        for result in results
+        for row in result.rows
+    ]
+    columns = ("symbol", "bar", "data", *numbers, "quarantined", "windows fetched")
+    console.print(table("Candles", columns, rows, right=numbers))
+    added, changed = sum(r.added for r in results), sum(r.changed for r in results)
+    if not added and not changed:
+        console.print("Nothing new: no candle was added, none changed.\n")
+    else:
+        console.print(f"{added:,} candles added, {changed:,} changed.\n")
+
+
+def trained(console: Console, results: Sequence[Any]) -> None:
+    """Scores against the baseline, and what became of the version."""
+    columns = ("model", "estimator", "log loss", "skill", "AUC", "hit rate", "net / signal", "signals")
+    for result in results:
+        rows = [
+            [
+                result.model,
+                f"[bold]{row['estimator']}[/]" if row["estimator"] == result.winner else row["estimator"],
+                f"{row['log_loss']:.4f}",
+                f"{row['skill']:+.2%}",
+                _number(row.get("auc"), ".3f"),
+                _number(row.get("hit_rate"), ".1%"),
+                _number(row.get("net_return"), "+.3%"),
+                _number(row.get("signals"), ",.0f"),
+            ]
+            for row in result.scores
+        ]
+        title = f"Walk-forward, {result.model} on {mode(result.data_mode)} data (mean over folds, out of sample)"
+        console.print(table(title, columns, rows, right=columns[2:]))
+        console.print(_folds(result))
+        console.print(
+            f"Registered [bold]{result.model} version {result.version}[/] ({result.winner})"
+            f"{', as an equal training made it before' if result.reused else ''}; "
+            + (
+                "[green]champion[/]"
+                if result.champion == result.version
+                else f"champion is {result.champion or 'none'}"
+            )
+            + "."
+        )
+        for reason in result.decision:
+            console.print(f"  gate: {reason}", style="dim")
+        console.print()
+
+
+def _folds(result: Any) -> Table:
+    by_fold: dict[int, dict[str, float]] = {}
+    for row in result.folds:
+        by_fold.setdefault(row["fold"], {})[row["estimator"]] = row["log_loss"]
+    names = [row["estimator"] for row in result.scores]
+    rows = [[str(fold), *(f"{losses[name]:.4f}" for name in names)] for fold, losses in sorted(by_fold.items())]
+    return table("Log loss by fold", ("fold", *names), rows, right=names)
+
+
+def analysed(console: Console, rows: Sequence[Any]) -> None:
+    """Today's signals."""
+    body = [
+        [
+            row.symbol,
+            f"[{SIGNAL_STYLES[row.signal]}]{row.signal}[/]",
+            f"{row.confidence:.2f}",
+            f"{row.price:,.2f}",
+            row.timestamp[:16].replace("T", " "),
+            mode(row.data_mode),
+            row.model_version or "[red]no champion[/]",
+        ]
+        for row in rows
+    ]
+    columns = ("symbol", "signal", "confidence", "close", "bar closed (UTC)", "data", "model")
+    console.print(table("Signals", columns, body, right=("confidence", "close")))
+    console.print()
+
+
+def backtested(console: Console, results: Sequence[Any]) -> None:
+    """Each strategy beside buy-and-hold."""
+    columns = ("symbol", "strategy", "return", "buy & hold", "Sharpe", "max drawdown", "trades", "exposure", "costs")
+    for result in results:
+        hold = {row["symbol"]: row["total_return"] for row in result.rows if row["strategy"] == "buy_and_hold"}
+        rows = [
+            [
+                row["symbol"],
+                row["strategy"],
+                f"{row['total_return']:+.1%}",
+                f"{hold[row['symbol']]:+.1%}",
+                f"{row['sharpe']:.2f}",
+                f"{row['max_drawdown']:.1%}",
+                f"{row['trades']:,}",
+                f"{row['exposure']:.0%}",
+                f"{row['costs']:,.0f}",
+            ]
+            for row in result.rows
+            if row["strategy"] != "buy_and_hold"
+        ]
+        first, last = str(result.rows[0]["start"])[:10], str(result.rows[0]["end"])[:10]
+        title = f"Backtest on {mode(result.data_mode)} data, {first} to {last}, next-open fills, fees and slippage"
+        console.print(table(title, columns, rows, right=columns[2:]))
+        for reason in result.absent:
+            console.print(f"  [yellow]without the model[/]: {reason}")
+    console.print()
+
+
+def cycled(console: Console, done: Sequence[Any], settings: Settings) -> None:
+    """All of the main job, in its order."""
+    ingested(console, [group.ingested for group in done])
+    trained(console, [group.trained for group in done])
+    analysed(console, [row for group in done for row in group.analysed])
+    backtested(console, [group.backtested for group in done])
+    where(console, [path for group in done for path in group.backtested.pictures], settings)
+
+
+def where(console: Console, pictures: Sequence[str], settings: Settings) -> None:
+    """Where to look next: the pictures, and both pages."""
+    home = settings.home
+    console.print("[bold]Where to look next[/]")
+    for path in pictures:
+        console.print(f"  picture   {path}", highlight=False, soft_wrap=True)
+    uri = settings.mlflow_tracking_uri or f"sqlite:///{home}/mlflow/mlflow.db"
+    console.print(
+        f"  Prefect   PREFECT_HOME={home}/prefect .venv/bin/prefect server start"
+        "    (runs and reports: http://127.0.0.1:4200)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"  MLflow    .venv/bin/mlflow ui --backend-store-uri {uri}    (models: http://127.0.0.1:5000)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def status(console: Console, settings: Settings) -> None:
+    """Series, champions and latest signals under a home folder."""
+    from tasks import ledger, registry
+    from tasks.store import latest_analyses, open_store
+
+    with open_store(settings.home) as store:
+        series = ledger.summary(store)
+        latest = latest_analyses(store)
+    rows = [
+        [
+            one.symbol,
+            one.timeframe,
+            mode(one.data_mode),
+            f"{one.first:%Y-%m-%d %H:%M}" if one.first else "-",
+            f"{one.last:%Y-%m-%d %H:%M}" if one.last else "-",
+            f"{one.rows:,}",
+            f"{one.quarantined:,}",
+            f"{one.refused:,}",
+        ]
+        for one in series
+    ]
+    columns = ("symbol", "bar", "data", "first (UTC)", "last (UTC)", "rows", "quarantined", "refused windows")
+    console.print(table(f"Candles in {settings.home}", columns, rows, right=columns[5:]))
+    if not rows:
+        console.print("No candles yet: start with `tradeflows ingest BTCUSDT` or `tradeflows demo`.")
+        return
+    signals = [
+        [
+            document["symbol"],
+            document["timeframe"],
+            document["analysis"]["signal"],
+            f"{document['analysis']['confidence']:.2f}",
+            f"{document['timestamp']:%Y-%m-%d %H:%M}",
+        ]
+        for document in latest
+    ]
+    console.print(table("Latest signals", ("symbol", "bar", "signal", "confidence", "bar closed (UTC)"), signals))
+    if settings.mlflow_tracking_uri or (settings.home / "mlflow" / "mlflow.db").exists():
+        client = registry.connect(settings)
+        models = [
+            [model.name, ", ".join(f"{alias} v{version}" for alias, version in sorted(model.aliases.items())) or "-"]
+            for model in client.search_registered_models()
+        ]
+        console.print(table("Models", ("name", "aliases"), models))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

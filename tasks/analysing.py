@@ -1,0 +1,174 @@
+"""Analyses: the champion and the technical rules on the last finished bar of each symbol, stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect import task
+
+from tasks import ledger, log, registry
+from tasks.models import Champion, champion
+from tasks.retry import STORE, prefect_options
+from tasks.settings import load_settings
+from tasks.store import Store, open_store, put_analysis, read_candles
+from tasks.training import model_name
+from trading.analysis import Analysis, Opinion, Signal, combine
+from trading.calendars import expected_opens
+from trading.errors import InsufficientHistory, ModelNotFound, TradeflowsError
+from trading.window import Timeframe, Window
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# the model has been measured against a baseline, the rules have not
+WEIGHTS: Final = {"model": 2.0}
+RULE_NAMES: Final = ("rsi", "macd")
+RULE_CONFIDENCE: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """One row of an analysis run."""
+
+    symbol: str
+    timestamp: str
+    signal: str
+    confidence: float
+    price: float
+    reasons: list[str]
+    model_version: str | None
+    data_mode: str
+
+
+def analyse_symbol(
+    store: Store, window: Window, chosen: Champion | None, absent: Sequence[str], *, now: datetime
+) -> Analysed:
+    """Analyse the last bar of ``window`` and store what was found under the bar's close.
+
+    Args:
+        window: enough history for the model and the rules, ending at the bar to analyse.
+        chosen: the champion, or None where it is among the ``absent``.
+
+    Raises:
+        InsufficientHistory: the last bar that the market should have is not in the store.
+    """
+    candles = read_candles(store, window)
+    entries = ledger.entries(store, window.symbol, window.timeframe)
+    if candles.empty or not entries:
+        raise InsufficientHistory(f"the store holds no candles of {window}; run tradeflows ingest for it")
+    _require_last(candles, window, entries[-1].calendar)
+    opinions = [_rule_opinion(name, candles) for name in RULE_NAMES]
+    if chosen is not None:
+        opinions.insert(0, _model_opinion(chosen, candles))
+    analysis = combine(opinions, WEIGHTS, absent=absent)
+    bar_close = _last_open(candles) + window.timeframe.delta
+    mode = entries[-1].data_mode
+    document = _document(window, analysis, bar_close, mode, chosen, now)
+    put_analysis(store, document)
+    return Analysed(
+        symbol=window.symbol,
+        timestamp=bar_close.isoformat(),
+        signal=analysis.signal.value,
+        confidence=round(analysis.confidence, 4),
+        price=float(candles["close"].iloc[-1]),
+        reasons=list(analysis.reasons),
+        model_version=f"{chosen.name} v{chosen.version}" if chosen is not None else None,
+        data_mode=mode,
+    )
+
+
+def _document(
+    window: Window, analysis: Analysis, bar_close: datetime, mode: str, chosen: Champion | None, now: datetime
+) -> dict[str, Any]:
+    # symbol, timestamp, analysis and created_at are what the engine reads; the rest is ours
+    return {
+        "symbol": window.symbol,
+        "timeframe": window.timeframe.value,
+        "timestamp": bar_close,
+        "analysis": {
+            "signal": analysis.signal.value,
+            "confidence": analysis.confidence,
+            "reasoning": "\n".join(analysis.reasons),
+            "opinions": [
+                {**asdict(opinion), "signal": opinion.signal.value, "reasons": list(opinion.reasons)}
+                for opinion in analysis.opinions
+            ],
+            "absent": list(analysis.absent),
+        },
+        "data_mode": mode,
+        "model": {"name": chosen.name, "version": chosen.version, "run_id": chosen.run_id} if chosen else None,
+        "flow_run_id": log.flow_run_id(),
+        "created_at": now,
+    }
+
+
+def _rule_opinion(name: str, candles: pd.DataFrame) -> Opinion:
+    from trading.strategies import explain
+
+    target, reason = explain(name, candles)
+    signal = Signal.of(target)
+    return Opinion(name, signal, RULE_CONFIDENCE, (reason,))
+
+
+def _model_opinion(chosen: Champion, candles: pd.DataFrame) -> Opinion:
+    prediction = chosen.model.predict(candles)
+    return Opinion(
+        "model",
+        prediction.signal,
+        prediction.confidence,
+        prediction.reasons,
+        {"model": chosen.name, "version": chosen.version, "run_id": chosen.run_id, "manifest": chosen.manifest_sha256},
+    )
+
+
+def _last_open(candles: pd.DataFrame) -> datetime:
+    last: datetime = candles.index[-1].to_pydatetime()
+    return last
+
+
+def _require_last(candles: pd.DataFrame, window: Window, calendar: str) -> None:
+    """Refuse to analyse an old bar as if it were the newest."""
+    # ten days reach over every holiday of a stock exchange
+    recent = window.within(max(window.start, window.end - timedelta(days=10)), window.end)
+    expected = expected_opens(recent, calendar)
+    if not len(expected):
+        return
+    have = int(candles.index[-1].timestamp() * 1000)
+    if have < expected[-1]:
+        due = datetime.fromtimestamp(expected[-1] / 1000, tz=window.end.tzinfo)
+        raise InsufficientHistory(
+            f"the newest candle of {window.symbol} {window.timeframe} opened at {candles.index[-1]:%Y-%m-%dT%H:%MZ} "
+            f"and the one of {due:%Y-%m-%dT%H:%MZ} is due; run tradeflows ingest first"
+        )
+
+
+# --- Prefect tasks -------------------------------------------------------------------------------
+
+
+@task(name="analyse-symbols", **prefect_options(STORE))
+def analyse_task(
+    symbols: list[str], model_symbols: list[str], timeframe: Timeframe, start: datetime, end: datetime, now: datetime
+) -> tuple[list[Analysed], list[str]]:
+    """Analyse each symbol; returns the rows, and the errors of symbols that could not be analysed."""
+    settings = load_settings()
+    rows, errors = [], []
+    chosen, absent = None, []
+    try:
+        chosen = champion(registry.connect(settings), settings, model_name(model_symbols, timeframe))
+    except ModelNotFound as error:
+        # the rules can still speak; the analysis names who was missing
+        log.logger().warning("no champion", reason=str(error))
+        absent = ["model"]
+    with open_store(settings.home) as store:
+        for symbol in symbols:
+            window = Window(symbol, timeframe, start, end)
+            with log.about(window):
+                try:
+                    rows.append(analyse_symbol(store, window, chosen, absent, now=now))
+                except TradeflowsError as error:
+                    log.logger().error("not analysed", error=str(error))
+                    errors.append(f"{symbol}: {error}")
+    return rows, errors

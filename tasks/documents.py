@@ -1,0 +1,106 @@
+"""The document port: what the store asks of a database, and nothing more.
+
+A document is a dict of BSON values with a string ``_id`` and an integer ``rev`` that the port keeps: 1
+after the first write, one more after each. Every collection declares its indexed fields; only those can
+be searched. Times are UTC datetimes with millisecond precision. No NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index over some fields of a collection's documents, in their order."""
+
+    name: str
+    fields: tuple[str, ...]
+    unique: bool = False
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A kind of document: its name, its indexes, and the field that says when one may go."""
+
+    name: str
+    indexes: tuple[Index, ...] = ()
+    expires: str | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every indexed field once."""
+        named = [field for index in self.indexes for field in index.fields]
+        return tuple(dict.fromkeys([*named, *([self.expires] if self.expires else [])]))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Half-open range ``[low, high)`` of one indexed field; None leaves that side open."""
+
+    field: str
+    low: Any = None
+    high: Any = None
+
+
+LEASES: Final = Collection("leases", expires="expires_at")
+COUNTERS: Final = Collection("counters")
+
+
+class Documents(Protocol):
+    """A database of documents. Safe for several processes; each write is atomic and durable."""
+
+    def get(self, collection: Collection, key: str) -> Document | None:
+        """The document with that ``_id``, or None."""
+
+    def put(self, collection: Collection, document: Document) -> None:
+        """Write a document whole, whatever was there; the last writer wins."""
+
+    def insert(self, collection: Collection, document: Document) -> bool:
+        """Write a document if its ``_id`` is new; whether it was."""
+
+    def compare_and_set(self, collection: Collection, document: Document, expected: int) -> bool:
+        """Write a document if the stored ``rev`` is ``expected`` (0: it is not there yet); whether it was."""
+
+    def delete(self, collection: Collection, key: str) -> bool:
+        """Remove a document; whether it was there."""
+
+    def find(
+        self,
+        collection: Collection,
+        where: Mapping[str, Any] | None = None,
+        span: Span | None = None,
+        *,
+        newest: int | None = None,
+    ) -> list[Document]:
+        """Documents whose indexed fields equal ``where`` and lie in ``span``, ascending by the span's field.
+
+        With ``newest``, that many from the end, descending.
+        """
+
+    def increment(self, name: str, by: int = 1) -> int:
+        """Add to a named counter, which starts at 0; its value after."""
+
+    def acquire(self, name: str, owner: str, ttl: timedelta, now: datetime) -> bool:
+        """Take or renew a lease until ``now + ttl``; False while another owner holds it."""
+
+    def release(self, name: str, owner: str) -> None:
+        """Give a lease back, if ``owner`` holds it."""
+
+    def purge(self, now: datetime) -> int:
+        """Remove documents that expired before ``now``; how many."""
+
+    def close(self) -> None:
+        """Give back connections and files."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

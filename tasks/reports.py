@@ -1,0 +1,50 @@
+"""Prefect artifacts: what a person reads of a run.
+
+Keys are lower case with dashes; the newest artifact of a key is the one that the Prefect pages show first.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# a data address in an artifact is stored in Prefect's database, so pictures stay small
+PICTURE_LIMIT = 400_000
+
+
+def markdown(key: str, text: str, description: str) -> None:
+    """Write a markdown artifact of this run."""
+    from prefect.artifacts import create_markdown_artifact
+
+    create_markdown_artifact(markdown=text, key=key, description=description)
+
+
+def table(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:
+    """Write a table artifact of this run; a run without rows says so in words."""
+    from prefect.artifacts import create_table_artifact
+
+    shown = [dict(row) for row in rows] or [{"nothing": "this run had no rows to show"}]
+    create_table_artifact(table=shown, key=key, description=description)
+
+
+def picture(key: str, path: Path, description: str) -> None:
+    """Show a PNG file as an image artifact; the file itself travels in the address."""
+    from prefect.artifacts import create_image_artifact
+
+    content = path.read_bytes()
+    if len(content) > PICTURE_LIMIT:
+        markdown(key, f"{description}: {path} ({len(content)} bytes, too large to show here)", description)
+        return
+    address = "data:image/png;base64," + base64.b64encode(content).decode()
+    create_image_artifact(image_url=address, key=key, description=description)
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as a markdown table, columns in the order of the first row."""
+    if not rows:
+        return "_nothing_"
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
