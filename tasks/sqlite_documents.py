@@ -98,7 +98,7 @@ class SqliteDocuments:
     def increment(self, name: str, by: int = 1) -> int:
         with self._writing() as writer:
             current = writer.execute(f"SELECT body FROM {COUNTERS.name} WHERE _id = ?", (name,)).fetchone()  # noqa: S608
-            before = _decode(current[0]) if current else {"_id": name, "rev": 0, "value": 0}
+            before: Document = _decode(current[0]) if current else {"_id": name, "rev": 0, "value": 0}
             value = int(before["value"]) + by
             _write(writer, COUNTERS, {"_id": name, "value": value}, int(before["rev"]) + 1)
         return value

@@ -1,0 +1,82 @@
+"""The markets of the sandbox exchange: shipped history, generated series, and files of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from deployments.sandbox.generator import RECIPES, generate
+from tasks.files import read
+from tasks.sources import SAMPLE, SIMULATED
+from trading.calendars import ALWAYS_OPEN
+from trading.candles import COLUMNS
+from trading.window import Timeframe
+
+HISTORY_CALENDAR: Final = "XNYS"
+GENERATED_END: Final = datetime(2019, 1, 2, tzinfo=UTC)
+GENERATED_HOURS: Final = 3 * 365 * 24
+
+
+@dataclass(frozen=True, eq=False)
+class Market:
+    """One series that the exchange serves.
+
+    Attributes:
+        opens: int64 ms UTC, increasing unless a file of the user's is not.
+        values: float64 (n, 5), open, high, low, close, volume.
+    """
+
+    symbol: str
+    timeframe: Timeframe
+    calendar: str
+    data_mode: str
+    quote: str
+    opens: np.ndarray
+    values: np.ndarray
+
+
+Markets = Mapping[tuple[str, Timeframe], Market]
+
+
+def shipped(seed: int) -> dict[tuple[str, Timeframe], Market]:
+    """S&P 500 and NASDAQ daily history (1999 to 2018), and three generated hourly markets."""
+    made = [_history("SP500"), _history("NASDAQ"), *_generated(seed)]
+    return {(market.symbol, market.timeframe): market for market in made}
+
+
+def from_folder(folder: Path) -> dict[tuple[str, Timeframe], Market]:
+    """Every ``<symbol>_<timeframe>.parquet`` or ``.csv`` of a folder, as sample data of a market without sessions."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        symbol, _, timeframe = path.stem.rpartition("_")
+        if path.suffix in {".parquet", ".csv"} and symbol and timeframe in set(Timeframe):
+            rows = read(path)
+            bar = Timeframe(timeframe)
+            opens, values = rows["open_time"].to_numpy(), rows[list(COLUMNS)].to_numpy()
+            found[symbol, bar] = Market(symbol, bar, ALWAYS_OPEN, SAMPLE, "USDT", opens, values)
+    return found
+
+
+def _history(symbol: str) -> Market:
+    # real daily history that the arch package carries, taken from Yahoo Finance by its authors
+    from arch.data import nasdaq, sp500
+
+    table = {"SP500": sp500, "NASDAQ": nasdaq}[symbol].load()
+    opens = table.index.as_unit("ms").asi8
+    values = table[["Open", "High", "Low", "Close", "Volume"]].to_numpy(dtype="float64")
+    return Market(symbol, Timeframe.D1, HISTORY_CALENDAR, SAMPLE, "USD", opens, values)
+
+
+def _generated(seed: int) -> list[Market]:
+    start = GENERATED_END - timedelta(hours=GENERATED_HOURS)
+    opens = np.arange(GENERATED_HOURS, dtype="int64") * 3_600_000 + int(start.timestamp() * 1000)
+    bars = generate(RECIPES, GENERATED_HOURS, seed)
+    return [
+        Market(recipe.symbol, Timeframe.H1, ALWAYS_OPEN, SIMULATED, "USDT", opens, bars[recipe.symbol])
+        for recipe in RECIPES
+    ]

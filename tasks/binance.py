@@ -1,0 +1,130 @@
+"""The Binance-style public REST protocol: klines, exchange information, server time.
+
+Documentation: https://developers.binance.com/docs/binance-spot-api-docs/rest-api (Market Data
+endpoints). A kline is a list: open time, open, high, low, close, volume, close time, and six more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pandas as pd
+
+from tasks import http
+from tasks.sources import (
+    DATA_MODES,
+    LIVE,
+    Instrument,
+    milliseconds_of,
+    moment_of,
+    numbers,
+    raw_frame,
+    require_over,
+)
+from trading.calendars import ALWAYS_OPEN, require_calendar
+from trading.errors import MalformedResponse, SourceRefused, UnknownSymbol
+from trading.window import Window
+
+VARIABLE: Final = "TRADEFLOWS_EXCHANGE_URL"
+PAGE: Final = 1000
+INVALID_SYMBOL: Final = -1121
+
+
+class BinanceSource:
+    """``tasks.sources.Source`` over the protocol; the connection pool lives as long as the object."""
+
+    def __init__(self, base_url: str) -> None:
+        self._http = http.client(base_url, VARIABLE)
+
+    def describe(self, symbol: str) -> Instrument:
+        try:
+            information = self._get("/api/v3/exchangeInfo", {"symbol": symbol})
+        except SourceRefused as error:
+            if _code(error) != INVALID_SYMBOL:
+                raise
+            raise self._unknown(symbol) from None
+        listed = information.get("symbols") if isinstance(information, dict) else None
+        one = next((item for item in listed or [] if isinstance(item, dict) and item.get("symbol") == symbol), None)
+        if one is None:
+            raise MalformedResponse(f"the exchange information of {symbol} does not list it: {str(information)[:120]}")
+        mode = str(one.get("dataMode", LIVE))
+        if mode not in DATA_MODES:
+            raise MalformedResponse(f"{symbol} has data mode {mode!r}; it is one of {sorted(DATA_MODES)}")
+        return Instrument(
+            symbol=symbol,
+            calendar=require_calendar(str(one.get("calendar", ALWAYS_OPEN))),
+            data_mode=mode,
+            source=f"exchange {self._http.base_url.host}",
+            quote=one.get("quoteAsset"),
+        )
+
+    def fetch(self, window: Window) -> pd.DataFrame:
+        require_over(window, self.server_time())
+        first, end = milliseconds_of(window.start), milliseconds_of(window.end)
+        step = int(window.timeframe.delta.total_seconds() * 1000)
+        rows: list[list[float]] = []
+        while first < end:
+            # endTime counts the candle that opens at it
+            page = self._get(
+                "/api/v3/klines",
+                {
+                    "symbol": window.symbol,
+                    "interval": window.timeframe.value,
+                    "startTime": first,
+                    "endTime": end - 1,
+                    "limit": PAGE,
+                },
+            )
+            if not isinstance(page, list):
+                raise MalformedResponse(f"klines of {window} are not a list: {str(page)[:120]}")
+            found = [
+                numbers(row[:6] if isinstance(row, list) else row, len(rows) + at, f"klines of {window}")
+                for at, row in enumerate(page)
+            ]
+            if not found:
+                break
+            # a page shorter than asked for is no proof of the end: some of its rows may be lost
+            rows += [row for row in found if row[0] < end]
+            first = max(int(max(row[0] for row in found)) + step, first + step)
+        return raw_frame(rows)
+
+    def server_time(self) -> datetime:
+        reply = self._get("/api/v3/time")
+        try:
+            return moment_of(float(reply["serverTime"]))
+        except (KeyError, TypeError, ValueError):
+            raise MalformedResponse(f"/api/v3/time has no serverTime: {str(reply)[:120]}") from None
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, path: str, params: dict[str, str | int] | None = None) -> Any:
+        return http.get_json(self._http, path, params, variable=VARIABLE)
+
+    def _unknown(self, symbol: str) -> UnknownSymbol:
+        information = self._get("/api/v3/exchangeInfo")
+        known = [str(item.get("symbol")) for item in information.get("symbols", []) if isinstance(item, dict)]
+        near = difflib.get_close_matches(symbol.upper(), known, n=3, cutoff=0.5) or sorted(known)[:5]
+        return UnknownSymbol(
+            f"{self._http.base_url.host} does not trade {symbol!r}; did you mean {', '.join(near) or 'another source'}?"
+        )
+
+
+def _code(error: SourceRefused) -> int | None:
+    """The protocol's error code in a refusal, such as {"code": -1121, "msg": "Invalid symbol."}."""
+    try:
+        return int(json.loads(error.args[-1])["code"])
+    except (ValueError, TypeError, KeyError):
+        return None

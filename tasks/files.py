@@ -1,0 +1,93 @@
+"""Candle files: ``<symbol>_<timeframe>.parquet`` or ``.csv`` in one folder.
+
+Columns ``timestamp`` or ``open_time`` (milliseconds UTC, or times with a zone), ``open high low close
+volume``. History from a file is ``sample`` data unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import pandas as pd
+
+from tasks.sources import SAMPLE, Instrument, milliseconds_of, require_over
+from trading.calendars import ALWAYS_OPEN
+from trading.candles import COLUMNS
+from trading.errors import ConfigurationError, MalformedResponse, UnknownSymbol
+from trading.masks import RAW_COLUMNS
+from trading.window import Timeframe, Window
+
+TIME_COLUMNS: Final = ("open_time", "timestamp")
+
+
+class FileSource:
+    """``tasks.sources.Source`` over a folder."""
+
+    def __init__(self, folder: Path, *, calendar: str = ALWAYS_OPEN, data_mode: str = SAMPLE) -> None:
+        if not folder.is_dir():
+            raise ConfigurationError(f"TRADEFLOWS_CANDLE_FOLDER {folder} is not a folder")
+        self._folder, self._calendar, self._mode = folder, calendar, data_mode
+
+    def describe(self, symbol: str) -> Instrument:
+        if not any(_path(self._folder, symbol, timeframe) for timeframe in Timeframe):
+            known = sorted({path.stem.rsplit("_", 1)[0] for path in self._folder.iterdir() if "_" in path.stem})
+            raise UnknownSymbol(f"{self._folder} has no candles of {symbol!r}; it has {', '.join(known) or 'none'}")
+        return Instrument(symbol, self._calendar, self._mode, f"files {self._folder}")
+
+    def fetch(self, window: Window) -> pd.DataFrame:
+        require_over(window, self.server_time())
+        path = _path(self._folder, window.symbol, window.timeframe)
+        if path is None:
+            raise UnknownSymbol(f"{self._folder} has no {window.symbol}_{window.timeframe}.parquet or .csv")
+        rows = read(path)
+        first, end = milliseconds_of(window.start), milliseconds_of(window.end)
+        return rows[(rows["open_time"] >= first) & (rows["open_time"] < end)].reset_index(drop=True)
+
+    def server_time(self) -> datetime:
+        return datetime.now(UTC)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> pd.DataFrame:
+    """All rows of a candle file as a raw frame, in their order.
+
+    Raises:
+        MalformedResponse: a column is missing or is not numbers.
+    """
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    time = next((name for name in TIME_COLUMNS if name in table.columns), None)
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if time is None or missing:
+        raise MalformedResponse(f"{path} lacks {missing or 'open_time (or timestamp)'}; it has {list(table.columns)}")
+    try:
+        stamps = table[time]
+        if not pd.api.types.is_numeric_dtype(stamps):
+            stamps = pd.Series(pd.DatetimeIndex(pd.to_datetime(stamps, utc=True)).as_unit("ms").asi8)
+        columns = {"open_time": stamps.astype("int64").to_numpy()}
+        return pd.DataFrame(
+            columns | {name: table[name].to_numpy(dtype="float64") for name in COLUMNS}, columns=list(RAW_COLUMNS)
+        )
+    except (TypeError, ValueError) as error:
+        raise MalformedResponse(f"{path} holds something that is no number or time: {error}") from error
+
+
+def _path(folder: Path, symbol: str, timeframe: Timeframe) -> Path | None:
+    for suffix in ("parquet", "csv"):
+        path = folder / f"{symbol}_{timeframe.value}.{suffix}"
+        # a symbol such as ../x must not lead out of the folder
+        if path.parent == folder and path.is_file():
+            return path
+    return None

@@ -1,0 +1,78 @@
+"""The one table of retry policies, and the one answer to "would trying again help?"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from trading.errors import TradeflowsError
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import State, TaskRun
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently to try again.
+
+    Attributes:
+        attempts: retries after the first try.
+        base: seconds before the first retry; each later one waits twice as long, ``longest`` at most.
+        jitter: how much of the wait is drawn by chance, so that many do not come back at once.
+    """
+
+    attempts: int
+    base: float
+    longest: float
+    jitter: float = 0.5
+
+    @property
+    def delays(self) -> list[float]:
+        """Seconds before each retry, before jitter."""
+        return [min(self.base * 2**attempt, self.longest) for attempt in range(self.attempts)]
+
+
+EXCHANGE: Final = RetryPolicy(attempts=4, base=1.0, longest=60.0)
+STORE: Final = RetryPolicy(attempts=3, base=0.5, longest=10.0)
+REGISTRY: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)
+LLM: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)
+NOTIFY: Final = RetryPolicy(attempts=5, base=1.0, longest=120.0)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again can help.
+
+    Our own errors say so themselves; of others, transport errors and timeouts, 429 and 5xx do. Anything
+    else (4xx, bad data, a bug) fails the same way again.
+    """
+    if isinstance(error, TradeflowsError):
+        return error.transient
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code == httpx.codes.TOO_MANY_REQUESTS or error.response.is_server_error
+    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
+
+
+def prefect_options(policy: RetryPolicy) -> dict[str, Any]:
+    """Keyword arguments of ``@task`` for a policy: retries, no cache, no persisted result.
+
+    Retry-After is honoured below the task, by the client that got it: Prefect fixes a task's delays
+    beforehand.
+    """
+    from prefect.cache_policies import NO_CACHE
+
+    return {
+        "retries": policy.attempts,
+        "retry_delay_seconds": policy.delays,
+        "retry_jitter_factor": policy.jitter,
+        "retry_condition_fn": _worth_a_retry,
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+    }
+
+
+def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    error = state.data
+    return isinstance(error, BaseException) and is_transient(error)
