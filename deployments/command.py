@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from deployments import show
+from flows.parameters import Source
 from tasks import environment, log
 from tasks.settings import Settings, load_settings
 from trading.errors import TradeflowsError
@@ -25,12 +25,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-T = TypeVar("T")
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
-SourceText = Annotated[str, typer.Option(help="exchange, engine or files")]
-RefreshText = Annotated[str | None, typer.Option(help="First bring candles up to date from: exchange, engine, files")]
+SourceText = Annotated[Source, typer.Option(help="Where candles come from")]
+RefreshText = Annotated[Source | None, typer.Option(help="First bring the candles up to date from there")]
 DaysNumber = Annotated[int, typer.Option(help="Days to look back where no start is given", min=1)]
 StartTime = Annotated[datetime | None, typer.Option(help="Open of the first bar (UTC)", formats=show.FORMATS)]
 EndTime = Annotated[datetime | None, typer.Option(help="End of the last bar (UTC)", formats=show.FORMATS)]
@@ -235,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -60,8 +60,14 @@ def ingested(console: Console, results: Sequence[Any]) -> None:
     """What ingest runs added and put aside."""
     numbers = ("received", "added", "changed", "gaps")
     rows = [
-        [str(row["symbol"]), str(row["timeframe"]), mode(str(row["data"])), *(f"{row[name]:,}" for name in numbers)]
-        + [str(row["quarantined"]), str(row["windows"])]
+        [
+            str(row["symbol"]),
+            str(row["timeframe"]),
+            mode(str(row["data"])),
+            *(f"{row[name]:,}" for name in numbers),
+            str(row["quarantined"]),
+            str(row["windows"]),
+        ]
         for result in results
         for row in result.rows
     ]

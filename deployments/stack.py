@@ -147,7 +147,8 @@ def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, d
         variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         start(
             "mlflow", *_python("mlflow"), "server", "--host", LOOPBACK, "--port", str(mlflow_port), "-w", "1",
-            "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(home / "mlflow" / "artifacts"),
+            "--backend-store-uri", f"sqlite:///{database}",
+            "--artifacts-destination", str(home / "mlflow" / "artifacts"),
         )  # fmt: skip
         _wait("prefect", lambda: _answers(f"{prefect_url}/api/health"), processes, home)
         _wait("mlflow", lambda: _answers(f"{mlflow_url}/health"), processes, home)

@@ -173,7 +173,8 @@ def _publish(
     }
     experiment = registry.experiment_id(client, settings, f"tradeflows/backtest/{name}")
     means = {
-        f"{strategy}.mean_return": sum(figures[symbol, strategy]["total_return"] for symbol in results) / len(results)
+        f"{strategy}.mean_return": sum(float(figures[symbol, strategy]["total_return"]) for symbol in results)
+        / len(results)
         for strategy in next(iter(results.values()))
     }
     record = registry.Record(f"backtest {now:%Y-%m-%d %H:%M}", asdict(request), means, tags, pictures)

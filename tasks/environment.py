@@ -8,9 +8,12 @@ own the database lies under the home folder.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+
+from trading.errors import ConfigurationError
 
 DEFAULTS: Final[Mapping[str, str]] = {
     "DO_NOT_TRACK": "1",
@@ -35,5 +38,20 @@ def defaults(home: Path) -> dict[str, str]:
 
 
 def prepare(home: Path) -> None:
-    """Set ``defaults`` in this process; call it before prefect is imported."""
-    os.environ.update(defaults(home))
+    """Set ``defaults`` in this process, and make the folders that they name; call it before prefect is imported.
+
+    Raises:
+        ConfigurationError: a folder cannot be made or written.
+    """
+    wanted = defaults(home)
+    folder = Path(wanted.get("PREFECT_HOME", home))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data folder {folder} cannot be written ({error.strerror}); "
+            "set TRADEFLOWS_HOME, or --home, to a folder that you can write"
+        ) from error
+    os.environ.update(wanted)

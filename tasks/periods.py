@@ -16,8 +16,8 @@ def run_moment() -> datetime:
     """Scheduled start of this flow run, UTC; the current time outside a run."""
     from prefect.runtime import flow_run
 
-    moment: datetime = flow_run.scheduled_start_time
-    return moment.astimezone(UTC)
+    # a class of Prefect's own that loses its zone in arithmetic, so it is made plain here
+    return datetime.fromtimestamp(flow_run.scheduled_start_time.timestamp(), tz=UTC)
 
 
 def span(

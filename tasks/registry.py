@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
+MODEL_FOLDER: Final = "model"
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def model_folder(version: ModelVersion) -> Path:
     import mlflow
 
     path = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
-    return Path(path) / "data"
+    # MLflow keeps the folder under the name it was logged from
+    return Path(path) / "data" / MODEL_FOLDER
 
 
 def run_file(client: MlflowClient, run_id: str, name: str) -> Path:

@@ -141,7 +141,7 @@ def train(
         folder = Path(temporary)
         experiment = registry.experiment_id(client, settings, f"tradeflows/train/{name}/h{request.horizon}")
         saved = artifact.save(
-            folder / "model",
+            folder / registry.MODEL_FOLDER,
             fitted,
             feature_set=features,
             label=label,
@@ -186,7 +186,7 @@ def train(
                     parent=parent,
                 )
             example = next(iter(frames.values())).tail(features.rows_needed).reset_index()
-            model_uri = registry.log_model(client, parent, folder / "model", example)
+            model_uri = registry.log_model(client, parent, folder / registry.MODEL_FOLDER, example)
             version = registry.register(
                 client,
                 name,

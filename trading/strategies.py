@@ -51,7 +51,7 @@ def rsi(candles: pd.DataFrame, period: int = 14, low: float = 30.0, high: float 
 def macd(candles: pd.DataFrame, fast: int = 12, slow: int = 26, signal: int = 9) -> np.ndarray:
     """With the trend: long while the MACD line is above its signal line, short while it is below."""
     _, _, histogram = indicators.macd(_column(candles, "close"), fast, slow, signal)
-    return np.sign(np.nan_to_num(histogram)).astype(np.int8)
+    return np.asarray(np.sign(np.nan_to_num(histogram)), dtype=np.int8)
 
 
 def buy_and_hold(candles: pd.DataFrame) -> np.ndarray:

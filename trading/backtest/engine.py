@@ -29,9 +29,7 @@ class Costs:
     def __post_init__(self) -> None:
         for name, rate in (("fee rate", self.fee_rate), ("slippage rate", self.slippage_rate)):
             if not (math.isfinite(rate) and 0 <= rate < 1):
-                raise InvalidRequest(
-                    f"{name} is {rate}; it is a share per side, 0 or more and below 1 (0.001 is 0.1 %)"
-                )
+                raise InvalidRequest(f"{name} is {rate}; it is a share per side from 0 to below 1, 0.001 for 0.1 %")
 
 
 @dataclass(frozen=True)

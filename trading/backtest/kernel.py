@@ -20,7 +20,7 @@ Arrays = tuple[
 
 
 @numba.njit(cache=True, nogil=True)
-def simulate(
+def simulate(  # noqa: PLR0915 - one loop, so that it compiles into one
     opens: np.ndarray,
     closes: np.ndarray,
     targets: np.ndarray,
@@ -107,5 +107,6 @@ def simulate(
             worth = 0.0
         equity[bar], cash_after[bar], position_after[bar] = worth, cash, position
     return (
-        equity, cash_after, position_after, trades, entry_bar, exit_bar, side, size, entry, exit_, fees, slipped, reason,
+        equity, cash_after, position_after, trades,
+        entry_bar, exit_bar, side, size, entry, exit_, fees, slipped, reason,
     )  # fmt: skip

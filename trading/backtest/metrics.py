@@ -58,7 +58,7 @@ def summarise(result: BacktestResult, bars_per_year: float) -> dict[str, float |
 def bar_returns(equity: np.ndarray, start_cash: float) -> np.ndarray:
     """Simple returns per bar, shape (n,); 0 from the bar on at which nothing was left."""
     before = np.concatenate([[start_cash], equity[:-1]])
-    return np.divide(equity, before, out=np.ones_like(equity), where=before > 0) - 1
+    return np.asarray(np.divide(equity, before, out=np.ones_like(equity), where=before > 0)) - 1
 
 
 def sharpe(returns: np.ndarray, bars_per_year: float) -> float:
