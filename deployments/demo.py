@@ -35,7 +35,7 @@ def run(settings: Settings, console: Console) -> None:
             today = source.server_time()
         groups = [
             Group(symbols=list(DAILY), timeframe=Timeframe.D1, days=DAILY_DAYS, horizon=5),
-            Group(symbols=list(HOURLY), timeframe=Timeframe.H1, days=HOURLY_DAYS, horizon=24),
+            Group(symbols=list(HOURLY), timeframe=Timeframe.H1, days=HOURLY_DAYS, horizon=12),
         ]
         console.print(f"The exchange's clock says {today:%Y-%m-%d %H:%M} UTC: that is today for the demo.\n")
         done = show.watched(lambda: cycle(groups, "exchange", today))

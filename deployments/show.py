@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -42,8 +43,11 @@ def watched(work: Callable[[], T]) -> T:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A table with the named columns aligned to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim", expand=False)
+    """A table with the named columns aligned to the right, narrow enough for 80 columns of text."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="dim", expand=False, box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )  # fmt: skip
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
@@ -58,7 +62,7 @@ def mode(data_mode: str) -> str:
 
 def ingested(console: Console, results: Sequence[Any]) -> None:
     """What ingest runs added and put aside."""
-    numbers = ("received", "added", "changed", "gaps")
+    numbers = ("stored", "received", "added", "changed", "gaps")
     rows = [
         [
             str(row["symbol"]),
@@ -66,27 +70,25 @@ def ingested(console: Console, results: Sequence[Any]) -> None:
             mode(str(row["data"])),
             *(f"{row[name]:,}" for name in numbers),
             str(row["quarantined"]),
-            str(row["windows"]),
         ]
         for result in results
         for row in result.rows
     ]
-    columns = ("symbol", "bar", "data", *numbers, "quarantined", "windows fetched")
+    columns = ("symbol", "bar", "data", *numbers, "quarantined")
     console.print(table("Candles", columns, rows, right=numbers))
     added, changed = sum(r.added for r in results), sum(r.changed for r in results)
     if not added and not changed:
-        console.print("Nothing new: no candle was added, none changed.\n")
+        console.print("Nothing new: no candle was added to the store, none was changed.\n")
     else:
         console.print(f"{added:,} candles added, {changed:,} changed.\n")
 
 
 def trained(console: Console, results: Sequence[Any]) -> None:
     """Scores against the baseline, and what became of the version."""
-    columns = ("model", "estimator", "log loss", "skill", "AUC", "hit rate", "net / signal", "signals")
+    columns = ("estimator", "log loss", "skill", "AUC", "hit rate", "net / signal", "signals")
     for result in results:
         rows = [
             [
-                result.model,
                 f"[bold]{row['estimator']}[/]" if row["estimator"] == result.winner else row["estimator"],
                 f"{row['log_loss']:.4f}",
                 f"{row['skill']:+.2%}",
@@ -97,8 +99,8 @@ def trained(console: Console, results: Sequence[Any]) -> None:
             ]
             for row in result.scores
         ]
-        title = f"Walk-forward, {result.model} on {mode(result.data_mode)} data (mean over folds, out of sample)"
-        console.print(table(title, columns, rows, right=columns[2:]))
+        title = f"Walk-forward of {result.model}, out of sample, {mode(result.data_mode)} data"
+        console.print(table(title, columns, rows, right=columns[1:]))
         console.print(_folds(result))
         console.print(
             f"Registered [bold]{result.model} version {result.version}[/] ({result.winner})"
@@ -111,7 +113,7 @@ def trained(console: Console, results: Sequence[Any]) -> None:
             + "."
         )
         for reason in result.decision:
-            console.print(f"  gate: {reason}", style="dim")
+            console.print(f"  gate: {reason}", style="dim", soft_wrap=True, highlight=False)
         console.print()
 
 
@@ -132,42 +134,41 @@ def analysed(console: Console, rows: Sequence[Any]) -> None:
             f"[{SIGNAL_STYLES[row.signal]}]{row.signal}[/]",
             f"{row.confidence:.2f}",
             f"{row.price:,.2f}",
-            row.timestamp[:16].replace("T", " "),
+            row.timestamp[5:16].replace("T", " "),
             mode(row.data_mode),
-            row.model_version or "[red]no champion[/]",
+            row.model_version or "no champion",
         ]
         for row in rows
     ]
-    columns = ("symbol", "signal", "confidence", "close", "bar closed (UTC)", "data", "model")
-    console.print(table("Signals", columns, body, right=("confidence", "close")))
+    columns = ("symbol", "signal", "sure", "close", "bar closed", "data", "model")
+    day = f"{rows[0].timestamp[:10]} (UTC)" if rows else "none"
+    console.print(table(f"Signals, {day}", columns, body, right=("sure", "close")))
     console.print()
 
 
 def backtested(console: Console, results: Sequence[Any]) -> None:
     """Each strategy beside buy-and-hold."""
-    columns = ("symbol", "strategy", "return", "buy & hold", "Sharpe", "max drawdown", "trades", "exposure", "costs")
+    columns = ("symbol", "strategy", "return", "Sharpe", "drawdown", "trades", "exposure", "costs")
     for result in results:
-        hold = {row["symbol"]: row["total_return"] for row in result.rows if row["strategy"] == "buy_and_hold"}
         rows = [
             [
                 row["symbol"],
-                row["strategy"],
+                row["strategy"].replace("buy_and_hold", "buy & hold"),
                 f"{row['total_return']:+.1%}",
-                f"{hold[row['symbol']]:+.1%}",
                 f"{row['sharpe']:.2f}",
                 f"{row['max_drawdown']:.1%}",
                 f"{row['trades']:,}",
                 f"{row['exposure']:.0%}",
-                f"{row['costs']:,.0f}",
+                f"{row['cost_of_start']:.1%}",
             ]
             for row in result.rows
-            if row["strategy"] != "buy_and_hold"
         ]
         first, last = str(result.rows[0]["start"])[:10], str(result.rows[0]["end"])[:10]
-        title = f"Backtest on {mode(result.data_mode)} data, {first} to {last}, next-open fills, fees and slippage"
+        title = f"Backtest {first} to {last}, {mode(result.data_mode)} data, fills at the next open"
         console.print(table(title, columns, rows, right=columns[2:]))
+        console.print("costs: fees and slippage in percent of the starting cash", style="dim")
         for reason in result.absent:
-            console.print(f"  [yellow]without the model[/]: {reason}")
+            console.print(f"[yellow]without the model[/]: {reason}", soft_wrap=True)
     console.print()
 
 

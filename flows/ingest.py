@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.parameters import Days, End, SourceName, Start, Symbols
 from tasks import log, reports
-from tasks.ingestion import Outcome, Plan, fetch_task, plan_task, store_task
+from tasks.ingestion import Holding, Outcome, Plan, fetch_task, holdings_task, plan_task, store_task
 from tasks.periods import run_moment, span
 from tasks.progress import report
 from trading.errors import TradeflowsError
@@ -76,14 +76,16 @@ def bring_up_to_date(
                 log.logger().error("window failed", error=str(error))
             errors.append(error)
     report(f"ingest {timeframe.value}", len(todo), len(todo))
-    result = IngestResult(timeframe.value, [_row(plan, outcomes) for plan in plans], [str(error) for error in errors])
+    held = holdings_task([plan.wanted for plan in plans])
+    rows = [_row(plan, outcomes, held[plan.wanted.symbol]) for plan in plans]
+    result = IngestResult(timeframe.value, rows, [str(error) for error in errors])
     _publish(result, first=plans[0].wanted)
     if errors:
         raise errors[0]
     return result
 
 
-def _row(plan: Plan, outcomes: list[Outcome]) -> dict[str, object]:
+def _row(plan: Plan, outcomes: list[Outcome], held: Holding) -> dict[str, object]:
     mine = [outcome for outcome in outcomes if outcome.window.symbol == plan.wanted.symbol]
     put_aside: dict[str, int] = {}
     for outcome in mine:
@@ -94,11 +96,13 @@ def _row(plan: Plan, outcomes: list[Outcome]) -> dict[str, object]:
         "timeframe": plan.wanted.timeframe.value,
         "data": plan.instrument.data_mode,
         "windows": f"{len(mine)} of {len(plan.missing)}" if plan.missing else "none missing",
+        "stored": held.rows,
         "received": sum(outcome.received for outcome in mine),
         "added": sum(outcome.added for outcome in mine),
         "changed": sum(outcome.changed for outcome in mine),
         "quarantined": ", ".join(f"{count} {reason}" for reason, count in sorted(put_aside.items())) or "0",
         "gaps": sum(outcome.gaps for outcome in mine),
+        "digest": held.digest[:12],
         "warnings": len([warning for outcome in mine for warning in outcome.warnings]),
     }
 

@@ -75,7 +75,7 @@ def analyse_symbol(
         confidence=round(analysis.confidence, 4),
         price=float(candles["close"].iloc[-1]),
         reasons=list(analysis.reasons),
-        model_version=f"{chosen.name} v{chosen.version}" if chosen is not None else None,
+        model_version=f"v{chosen.version} {chosen.estimator}" if chosen is not None else None,
         data_mode=mode,
     )
 

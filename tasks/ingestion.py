@@ -15,7 +15,7 @@ from prefect import task
 from tasks import ledger, log, quarantine
 from tasks.retry import EXCHANGE, STORE, prefect_options
 from tasks.settings import load_settings
-from tasks.sources import Instrument, Source, source_of
+from tasks.sources import Instrument, Source, require_over, source_of
 from tasks.store import Store, open_store, read_candles, stage, staged, unstage, write_candles
 from trading.errors import ExpectationFailed
 from trading.masks import Screening, screen
@@ -68,10 +68,13 @@ def plan(
 
     Raises:
         UnknownSymbol: the source does not know one of them; nothing has been fetched.
+        BadWindow: the span is not over by the source's clock; nothing has been fetched either.
     """
     plans = []
+    clock = source.server_time()
     for symbol in symbols:
         window = Window(symbol, timeframe, start, end)
+        require_over(window, clock)
         plans.append(Plan(source.describe(symbol), window, tuple(ledger.missing(store, window))))
     return plans
 
@@ -127,12 +130,20 @@ def judge_and_store(
     return _outcome(batch, screening, written.added, written.changed, written.digest, tuple(map(str, verdict.findings)))
 
 
-def held(store: Store, window: Window) -> tuple[int, str]:
-    """How many candles the store holds of a window, and their digest."""
+@dataclass(frozen=True)
+class Holding:
+    """What the store holds of a window: how many candles, and their digest."""
+
+    rows: int
+    digest: str
+
+
+def holding(store: Store, window: Window) -> Holding:
+    """Count and digest of the stored candles of a window."""
     from trading.candles import digest
 
     candles = read_candles(store, window)
-    return len(candles), digest(candles)
+    return Holding(len(candles), digest(candles))
 
 
 def _outcome(
@@ -182,3 +193,11 @@ def store_task(batch: Batch, now: datetime) -> Outcome:
         )
         log.logger().info("stored", added=outcome.added, changed=outcome.changed, quarantined=dict(outcome.quarantined))
         return outcome
+
+
+@task(name="count-stored", **prefect_options(STORE))
+def holdings_task(windows: Sequence[Window]) -> dict[str, Holding]:
+    """``holding`` of each window by symbol, on the configured store."""
+    settings = load_settings()
+    with open_store(settings.home) as store:
+        return {window.symbol: holding(store, window) for window in windows}

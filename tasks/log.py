@@ -77,3 +77,5 @@ def quiet_libraries() -> None:
     """Raise the level of loggers that talk about themselves (alembic, matplotlib, GE)."""
     for name in ("alembic", "mlflow", "matplotlib", "great_expectations", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # warns that it finds no pip, which the environment has no need of
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)

@@ -151,6 +151,8 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> 
         folder: what ``ml.artifact.save`` wrote.
         example: a frame of raw candles that the model can answer; kept beside the model.
     """
+    from importlib.metadata import version
+
     import mlflow
     from mlflow.models import infer_signature
 
@@ -165,8 +167,9 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> 
                 loader_module="ml.artifact",
                 data_path=str(folder),
                 signature=infer_signature(example, answer),
-                # given, because working them out takes ten seconds and a process of its own
-                pip_requirements=["tradeflows"],
+                # given, because working them out takes ten seconds and a process of its own; this package is
+                # not among them: it is installed from its checkout, and a stranger's of that name must not be
+                pip_requirements=[f"{name}=={version(name)}" for name in ("numpy", "pandas", "lightgbm", "TA-Lib")],
             )
     return str(info.model_uri)
 

@@ -35,7 +35,7 @@ class RetryPolicy:
         return [min(self.base * 2**attempt, self.longest) for attempt in range(self.attempts)]
 
 
-EXCHANGE: Final = RetryPolicy(attempts=4, base=1.0, longest=60.0)
+EXCHANGE: Final = RetryPolicy(attempts=3, base=1.0, longest=60.0)
 STORE: Final = RetryPolicy(attempts=3, base=0.5, longest=10.0)
 REGISTRY: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)
 LLM: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)

@@ -133,7 +133,8 @@ def train(
     winner = evaluation.best(scores)
     champion_version = registry.version_of(client, name, registry.CHAMPION)
     champion = next((score for score in scores if champion_version and score.estimator == champion_version.tags.get("estimator")), None)  # fmt: skip # noqa: E501
-    decision = promotion.decide(winner, baseline, champion)
+    # skill at foreseeing volatility is not yet money: the signals must pay for their costs too
+    decision = promotion.decide(winner, baseline, champion, promotion.PromotionRule(min_net_return=0.0))
     unseen = training.out_of_sample(table, folds, winner.estimator, request.seed)
     fitted, rule = training.fit_final(table, winner.estimator, request.seed)
 

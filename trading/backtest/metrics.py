@@ -20,7 +20,8 @@ def summarise(result: BacktestResult, bars_per_year: float) -> dict[str, float |
     total_return, annual_return (compounded), volatility, sharpe, sortino (deviation of the returns below
     zero, over all bars), max_drawdown (a negative fraction) and its longest duration in bars from a peak
     to the bar that reaches it again, exposure (share of bars with a position), turnover (notional traded
-    per year over mean equity), costs (quote currency), cost_share (of gross profit), win_rate,
+    per year over mean equity), costs (quote currency), cost_of_start (share of the starting cash),
+    cost_share (of gross profit), win_rate,
     profit_factor, trades, final_equity, start and end (open times, ISO 8601).
     """
     equity = result.equity.to_numpy()
@@ -45,6 +46,7 @@ def summarise(result: BacktestResult, bars_per_year: float) -> dict[str, float |
         "exposure": float(np.mean(result.position.to_numpy() != 0)),
         "turnover": float(traded / equity.mean() / years) if equity.mean() > 0 else math.nan,
         "costs": float(paid),
+        "cost_of_start": float(paid / result.start_cash),
         "cost_share": float(paid / gross) if gross > 0 else math.nan,
         "win_rate": float(np.mean(pnl > 0)) if len(pnl) else math.nan,
         "profit_factor": float(won / lost) if lost > 0 else math.nan,
