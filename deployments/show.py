@@ -155,7 +155,7 @@ def backtested(console: Console, results: Sequence[Any]) -> None:
                 row["symbol"],
                 row["strategy"].replace("buy_and_hold", "buy & hold"),
                 f"{row['total_return']:+.1%}",
-                f"{row['sharpe']:.2f}",
+                _number(row["sharpe"], ".2f"),
                 f"{row['max_drawdown']:.1%}",
                 f"{row['trades']:,}",
                 f"{row['exposure']:.0%}",

@@ -48,7 +48,7 @@ def _publish(timeframe: Timeframe, found: Backtested) -> None:
             "symbol": row["symbol"],
             "strategy": row["strategy"],
             "return": f"{row['total_return']:+.1%}",
-            "Sharpe": f"{row['sharpe']:.2f}",
+            "Sharpe": "-" if row["sharpe"] is None else f"{row['sharpe']:.2f}",
             "max drawdown": f"{row['max_drawdown']:.1%}",
             "trades": row["trades"],
             "exposure": f"{row['exposure']:.0%}",

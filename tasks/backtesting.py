@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -155,7 +156,7 @@ def _publish(
     folder = settings.home / "reports" / "backtest" / f"{name}-{key[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
-        (symbol, strategy): summarise(result, bars_per_year(timeframe, dataset.calendars[symbol]))
+        (symbol, strategy): _defined(summarise(result, bars_per_year(timeframe, dataset.calendars[symbol])))
         for symbol, by_strategy in results.items()
         for strategy, result in by_strategy.items()
     }
@@ -173,19 +174,17 @@ def _publish(
     }
     experiment = registry.experiment_id(client, settings, f"tradeflows/backtest/{name}")
     means = {
-        f"{strategy}.mean_return": sum(float(figures[symbol, strategy]["total_return"]) for symbol in results)
-        / len(results)
+        f"{strategy}.mean_return": sum(results[symbol][strategy].total_return for symbol in results) / len(results)
         for strategy in next(iter(results.values()))
     }
     record = registry.Record(f"backtest {now:%Y-%m-%d %H:%M}", asdict(request), means, tags, pictures)
     parent = registry.log_run(client, experiment, record, at_ms=at_ms, finish=False)
     try:
         for (symbol, strategy), row in figures.items():
-            numbers = {metric: float(value) for metric, value in row.items() if isinstance(value, int | float)}
             child = registry.Record(
                 f"{symbol} {strategy}",
                 {"strategy": strategy, "symbol": symbol},
-                {metric: value for metric, value in numbers.items() if value == value},  # noqa: PLR0124 - drops NaN
+                {metric: float(value) for metric, value in row.items() if isinstance(value, int | float)},
                 tags,
             )
             registry.log_run(client, experiment, child, at_ms=at_ms, parent=parent)
@@ -202,6 +201,11 @@ def _publish(
         data_mode=dataset.data_mode,
         reused=False,
     )
+
+
+def _defined(figures: dict[str, float | int | str]) -> dict[str, float | int | str | None]:
+    """Figures with None for those that are not defined: a document and JSON hold no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------

@@ -70,6 +70,11 @@ class BacktestResult:
     costs: dict[str, float]
     start_cash: float
 
+    @property
+    def total_return(self) -> float:
+        """Final equity over starting cash, less one."""
+        return float(self.equity.iloc[-1] / self.start_cash - 1)
+
 
 def run(
     candles: pd.DataFrame,
