@@ -38,9 +38,13 @@ POOL: Final = "tradeflows"
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the parts answer, and the supervisor's process id."""
+    """Where the parts answer, and which process supervises them.
+
+    ``born`` is that process's start in seconds since the epoch: ids are used again, the pair is not.
+    """
 
     pid: int
+    born: float
     prefect: str
     mlflow: str
     sandbox: str | None
@@ -98,7 +102,7 @@ def read(home: Path) -> Addresses | None:
     if not path.exists():
         return None
     addresses = Addresses(**json.loads(path.read_text()))
-    if psutil.pid_exists(addresses.pid) and "tradeflows" in " ".join(psutil.Process(addresses.pid).cmdline()):
+    if psutil.pid_exists(addresses.pid) and psutil.Process(addresses.pid).create_time() == addresses.born:
         return addresses
     path.unlink()
     return None
@@ -168,7 +172,7 @@ def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, d
             if made.returncode:
                 raise ConfigurationError(f"prefect {' '.join(command)} failed: {(made.stderr or made.stdout)[-1000:]}")
         start("worker", *_python("prefect"), "worker", "start", "--pool", POOL, "--with-healthcheck")
-        addresses = Addresses(os.getpid(), prefect_url, mlflow_url, sandbox_url)
+        addresses = Addresses(os.getpid(), psutil.Process().create_time(), prefect_url, mlflow_url, sandbox_url)
         _file(home).write_text(json.dumps(asdict(addresses)))
         closing.callback(_file(home).unlink, missing_ok=True)
         yield addresses, processes

@@ -172,7 +172,7 @@ def _publish(
         "symbols": ",".join(dataset.symbols),
         "prefect_flow_run": flow_run_id or "",
     }
-    experiment = registry.experiment_id(client, settings, f"tradeflows/backtest/{name}")
+    experiment = registry.experiment_id(client, settings, f"backtest {name}")
     means = {
         f"{strategy}.mean_return": sum(results[symbol][strategy].total_return for symbol in results) / len(results)
         for strategy in next(iter(results.values()))

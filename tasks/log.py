@@ -40,7 +40,9 @@ def configure(log_format: Literal["text", "json"] = "text") -> None:
 
 
 def logger() -> structlog.stdlib.BoundLogger:
-    """The project's logger."""
+    """The project's logger; a process that was not told its format gets text."""
+    if not structlog.is_configured():
+        configure()
     bound: structlog.stdlib.BoundLogger = structlog.get_logger(NAME)
     return bound
 

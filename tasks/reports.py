@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# a data address in an artifact is stored in Prefect's database, so pictures stay small
+# a picture inside an artifact is stored in Prefect's database, so it stays small
 PICTURE_LIMIT = 400_000
 
 
@@ -20,24 +20,17 @@ def markdown(key: str, text: str, description: str) -> None:
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
-def table(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:
-    """Write a table artifact of this run; a run without rows says so in words."""
-    from prefect.artifacts import create_table_artifact
-
-    shown = [dict(row) for row in rows] or [{"nothing": "this run had no rows to show"}]
-    create_table_artifact(table=shown, key=key, description=description)
-
-
 def picture(key: str, path: Path, description: str) -> None:
-    """Show a PNG file as an image artifact; the file itself travels in the address."""
-    from prefect.artifacts import create_image_artifact
+    """Show a PNG file: a markdown artifact with the picture itself inside.
 
+    An image artifact would print its whole address below the picture.
+    """
     content = path.read_bytes()
     if len(content) > PICTURE_LIMIT:
         markdown(key, f"{description}: {path} ({len(content)} bytes, too large to show here)", description)
         return
     address = "data:image/png;base64," + base64.b64encode(content).decode()
-    create_image_artifact(image_url=address, key=key, description=description)
+    markdown(key, f"![{description}]({address})", description)
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -140,7 +140,7 @@ def train(
 
     with tempfile.TemporaryDirectory(prefix="tradeflows-train-") as temporary:
         folder = Path(temporary)
-        experiment = registry.experiment_id(client, settings, f"tradeflows/train/{name}/h{request.horizon}")
+        experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
         saved = artifact.save(
             folder / registry.MODEL_FOLDER,
             fitted,
