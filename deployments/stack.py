@@ -34,6 +34,7 @@ LOOPBACK: Final = "127.0.0.1"
 READY_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0
 POOL: Final = "tradeflows"
+SANDBOX_SYMBOLS: Final = ("BTCSIM", "ETHSIM")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, d
         if sandbox:
             from deployments.sandbox import running_sandbox
 
-            sandbox_url = closing.enter_context(running_sandbox()).url
+            sandbox_url = closing.enter_context(running_sandbox(clock="now")).url
             variables["TRADEFLOWS_EXCHANGE_URL"] = sandbox_url
         # the pages ask the API under the address that the server is told here
         variables |= {"PREFECT_SERVER_API_HOST": LOOPBACK, "PREFECT_SERVER_API_PORT": str(prefect_port)}
@@ -159,7 +160,7 @@ def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, d
         variables["MLFLOW_TRACKING_URI"] = mlflow_url
         for command in (
             ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-            ("--no-prompt", "deploy", "--all"),
+            ("--no-prompt", "deploy", "--all", "--prefect-file", str(_declared(home, sandbox=sandbox))),
         ):
             made = subprocess.run(
                 [*_python("prefect"), *command],
@@ -176,6 +177,23 @@ def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, d
         _file(home).write_text(json.dumps(asdict(addresses)))
         closing.callback(_file(home).unlink, missing_ok=True)
         yield addresses, processes
+
+
+def _declared(home: Path, *, sandbox: bool) -> Path:
+    """The deployments to make: prefect.yaml, with the sandbox's symbols where that is the exchange."""
+    declared = CHECKOUT / "prefect.yaml"
+    if not sandbox:
+        return declared
+    import yaml
+
+    content = yaml.safe_load(declared.read_text())
+    for deployment in content["deployments"]:
+        parameters = deployment["parameters"]
+        for group in parameters.get("groups", [parameters]):
+            group["symbols"] = list(SANDBOX_SYMBOLS)
+    written = home / "prefect.sandbox.yaml"
+    written.write_text(yaml.safe_dump(content, sort_keys=False))
+    return written
 
 
 def free_port(wanted: int) -> int:

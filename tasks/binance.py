@@ -47,8 +47,7 @@ class BinanceSource:
             if _code(error) != INVALID_SYMBOL:
                 raise
             raise self._unknown(symbol) from None
-        listed = information.get("symbols") if isinstance(information, dict) else None
-        one = next((item for item in listed or [] if isinstance(item, dict) and item.get("symbol") == symbol), None)
+        one = next((item for item in _listed(information) if item.get("symbol") == symbol), None)
         if one is None:
             raise MalformedResponse(f"the exchange information of {symbol} does not list it: {str(information)[:120]}")
         mode = str(one.get("dataMode", LIVE))
@@ -96,7 +95,7 @@ class BinanceSource:
         reply = self._get("/api/v3/time")
         try:
             return moment_of(float(reply["serverTime"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, OSError):
             raise MalformedResponse(f"/api/v3/time has no serverTime: {str(reply)[:120]}") from None
 
     def close(self) -> None:
@@ -114,17 +113,22 @@ class BinanceSource:
         return http.get_json(self._http, path, params, variable=VARIABLE)
 
     def _unknown(self, symbol: str) -> UnknownSymbol:
-        information = self._get("/api/v3/exchangeInfo")
-        known = [str(item.get("symbol")) for item in information.get("symbols", []) if isinstance(item, dict)]
+        known = [str(item.get("symbol")) for item in _listed(self._get("/api/v3/exchangeInfo"))]
         near = difflib.get_close_matches(symbol.upper(), known, n=3, cutoff=0.5) or sorted(known)[:5]
         return UnknownSymbol(
             f"{self._http.base_url.host} does not trade {symbol!r}; did you mean {', '.join(near) or 'another source'}?"
         )
 
 
+def _listed(information: Any) -> list[dict[str, Any]]:
+    """The symbols of an exchange information, none where it is not one."""
+    symbols = information.get("symbols") if isinstance(information, dict) else None
+    return [item for item in symbols if isinstance(item, dict)] if isinstance(symbols, list) else []
+
+
 def _code(error: SourceRefused) -> int | None:
     """The protocol's error code in a refusal, such as {"code": -1121, "msg": "Invalid symbol."}."""
     try:
-        return int(json.loads(error.args[-1])["code"])
+        return int(json.loads(error.reply)["code"])
     except (ValueError, TypeError, KeyError):
         return None

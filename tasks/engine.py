@@ -22,6 +22,7 @@ from trading.window import Timeframe, Window
 
 VARIABLE: Final = "ENGINE_URL"
 LARGEST: Final = 5_000
+NOT_FOUND: Final = 404
 FIELDS: Final = ("timestamp", "open", "high", "low", "close", "volume")
 
 
@@ -75,9 +76,10 @@ class EngineSource:
         try:
             reply = http.get_json(self._http, path, {"limit": limit}, variable=VARIABLE)
         except SourceRefused as error:
-            raise UnknownSymbol(
-                f"the engine has no chart of {symbol!r} ({error.args[0]}); add it there first"
-            ) from None
+            # 401 or a redirect says nothing of the symbol
+            if error.status != NOT_FOUND:
+                raise
+            raise UnknownSymbol(f"the engine has no chart of {symbol!r} ({error}); add it there first") from None
         candles = reply.get("candles") if isinstance(reply, dict) else None
         if not isinstance(candles, list):
             raise MalformedResponse(f"{path} has no list of candles: {str(reply)[:120]}")

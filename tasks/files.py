@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
 import pandas as pd
 
 from tasks.sources import SAMPLE, Instrument, milliseconds_of, require_over
@@ -65,23 +66,34 @@ def read(path: Path) -> pd.DataFrame:
     """All rows of a candle file as a raw frame, in their order.
 
     Raises:
-        MalformedResponse: a column is missing or is not numbers.
+        MalformedResponse: not a readable file of its kind, a column is missing or is not numbers, or a row
+            has no time.
     """
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ValueError as error:
+        # what pandas and pyarrow raise for a broken file is a ValueError too
+        raise MalformedResponse(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     time = next((name for name in TIME_COLUMNS if name in table.columns), None)
     missing = [name for name in COLUMNS if name not in table.columns]
     if time is None or missing:
         raise MalformedResponse(f"{path} lacks {missing or 'open_time (or timestamp)'}; it has {list(table.columns)}")
     try:
-        stamps = table[time]
-        if not pd.api.types.is_numeric_dtype(stamps):
-            stamps = pd.Series(pd.DatetimeIndex(pd.to_datetime(stamps, utc=True)).as_unit("ms").asi8)
-        columns = {"open_time": stamps.astype("int64").to_numpy()}
+        columns = {"open_time": _milliseconds(table[time])}
         return pd.DataFrame(
             columns | {name: table[name].to_numpy(dtype="float64") for name in COLUMNS}, columns=list(RAW_COLUMNS)
         )
     except (TypeError, ValueError) as error:
         raise MalformedResponse(f"{path} holds something that is no number or time: {error}") from error
+
+
+def _milliseconds(stamps: pd.Series) -> np.ndarray:
+    if not pd.api.types.is_numeric_dtype(stamps):
+        times = pd.DatetimeIndex(pd.to_datetime(stamps, utc=True)).as_unit("ms")
+        if times.hasnans:
+            raise ValueError(f"row {int(times.isna().argmax())} has no time")
+        return np.asarray(times.asi8)
+    return stamps.astype("int64").to_numpy()
 
 
 def _path(folder: Path, symbol: str, timeframe: Timeframe) -> Path | None:

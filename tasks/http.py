@@ -7,6 +7,7 @@ truncated reply alike.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -17,6 +18,8 @@ from trading.errors import ConfigurationError, MalformedResponse, RateLimited, S
 
 TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
 LARGEST_REPLY: Final = 32 * 1024 * 1024
+# the timeouts count between two bytes: this one bounds a reply that comes in drops
+LONGEST_REPLY: Final = 60.0
 # a rate limit of up to this many seconds is waited out in place, a longer one is left to the task's retry
 LONGEST_WAIT: Final = 30.0
 SHOWN: Final = 120
@@ -31,14 +34,15 @@ def client(base_url: str, variable: str) -> httpx.Client:
     Raises:
         ConfigurationError: not an http or https address, or one with a password in it.
     """
+    # looked for in the text: a password with a slash in it is no user information to a parser
+    if "@" in base_url:
+        raise ConfigurationError(f"{variable} holds a user name or password; leave them out of the address")
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"{variable} is not an address ({error}); it looks like https://host") from None
     if url.scheme not in {"http", "https"} or not url.host:
         raise ConfigurationError(f"{variable} must be an http or https address with a host, such as https://host")
-    if url.userinfo:
-        raise ConfigurationError(f"{variable} holds a user name or password; leave them out of the address")
     # a redirect could lead a request, and the trust in its reply, to any other host
     return httpx.Client(base_url=url, timeout=TIMEOUT, follow_redirects=False)
 
@@ -56,10 +60,10 @@ def get_json(
     A 429 or 418 with a Retry-After of up to ``LONGEST_WAIT`` seconds is waited out once.
 
     Raises:
-        SourceUnavailable: unreachable, timed out, or 5xx.
+        SourceUnavailable: unreachable, timed out, took longer than ``LONGEST_REPLY`` seconds, or 5xx.
         RateLimited: asked to slow down, twice or for long.
-        SourceRefused: another 4xx, or a redirect; its ``args`` end with what the source said.
-        MalformedResponse: not JSON, or larger than ``LARGEST_REPLY``.
+        SourceRefused: another 4xx, or a redirect.
+        MalformedResponse: not JSON, not the encoding it claims, or larger than ``LARGEST_REPLY`` bytes.
     """
     try:
         return _once(connection, path, params, variable)
@@ -80,6 +84,10 @@ def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] |
             f"no answer from {where} for {path} ({type(error).__name__}: {error}); "
             f"check that it runs and that {variable} is right"
         ) from error
+    except httpx.DecodingError as error:
+        raise MalformedResponse(
+            f"{where}{path} sent what it says is compressed and is not ({error}); check that {variable} is right"
+        ) from error
     status = reply.status_code
     said = f"{where}{path} answered {status}: {_start(body)}"
     if status in {httpx.codes.TOO_MANY_REQUESTS, 418}:
@@ -87,10 +95,10 @@ def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] |
     if status >= 500:
         raise SourceUnavailable(f"{said}; it will be asked again")
     if status >= 300:
-        raise SourceRefused(f"{said}", body)
+        raise SourceRefused(said, status, body)
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedResponse(
             f"{where}{path} did not answer with JSON ({error}): {_start(body)}; check that {variable} is right"
         ) from error
@@ -98,10 +106,13 @@ def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] |
 
 def _read(reply: httpx.Response, where: str, path: str) -> bytes:
     parts, size = [], 0
+    latest = time.monotonic() + LONGEST_REPLY
     for part in reply.iter_bytes():
         size += len(part)
         if size > LARGEST_REPLY:
             raise MalformedResponse(f"{where}{path} sent more than {LARGEST_REPLY} bytes; ask for fewer candles")
+        if time.monotonic() > latest:
+            raise SourceUnavailable(f"{where}{path} took longer than {LONGEST_REPLY:g} seconds to answer")
         parts.append(part)
     return b"".join(parts)
 
@@ -114,6 +125,7 @@ def _start(body: bytes) -> str:
 def _seconds(header: str | None) -> float | None:
     """Retry-After in seconds; None where it is absent or a date, which is treated as unknown."""
     try:
-        return max(float(header), 0.0) if header is not None else None
+        seconds = float(header) if header is not None else math.nan
     except ValueError:
         return None
+    return None if math.isnan(seconds) else max(seconds, 0.0)

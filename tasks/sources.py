@@ -110,8 +110,9 @@ def numbers(row: Any, position: int, origin: str) -> list[float]:
         MalformedResponse: it is not such a row; names its position and shows it.
     """
     try:
-        values = [float(value) for value in row]
-    except (TypeError, ValueError):
+        # a text of six digits is a sequence too, and no row
+        values = [float(value) for value in row] if isinstance(row, list) else []
+    except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != len(RAW_COLUMNS) or not np.isfinite(values[0]):
         raise MalformedResponse(

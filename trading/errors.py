@@ -14,7 +14,7 @@
     ├── SourceError              a market-data source
     │   ├── SourceUnavailable    transient: unreachable, timed out, 5xx
     │   ├── RateLimited          transient: 429 or 418; carries ``retry_after`` seconds
-    │   ├── SourceRefused        the source said no (other 4xx)
+    │   ├── SourceRefused        the source said no (other 4xx); carries ``status`` and ``reply``
     │   └── MalformedResponse    the reply is not what the protocol promises
     ├── StoreError
     │   ├── StoreUnavailable     transient when ``transient`` says so (busy), else not (unwritable)
@@ -97,7 +97,12 @@ class RateLimited(SourceError):
 
 
 class SourceRefused(SourceError):
-    """The source refused the request (4xx other than a rate limit)."""
+    """The source refused the request: ``status`` and ``reply`` (its body) are what it answered, where it did."""
+
+    def __init__(self, message: str, status: int | None = None, reply: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reply = reply
 
 
 class MalformedResponse(SourceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def running_sandbox(*, clock: str | None = None, folder: Path | None = None, see
     """The exchange on a free loopback port, answering; stopped at the end.
 
     Args:
-        clock: its time (ISO 8601); the default is two minutes after the shipped history's last day.
+        clock: its time (ISO 8601), or ``now`` for one that runs along; the default is two minutes after the shipped
+            history's last day, standing still.
         folder: candle files to serve beside the shipped markets.
 
     Raises:
@@ -47,27 +49,27 @@ def running_sandbox(*, clock: str | None = None, folder: Path | None = None, see
     command = [sys.executable, "-m", "deployments.sandbox", "--seed", str(seed)]
     command += ["--clock", clock] if clock else []
     command += ["--folder", str(folder)] if folder else []
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    try:
-        said = []
-        for line in process.stdout or ():
-            if line.startswith(READY):
-                break
-            said.append(line)
-        else:
-            raise SourceUnavailable(f"the sandbox exchange did not start: {''.join(said)[-500:]}")
-        yield Sandbox(line.removeprefix(READY).strip(), process.pid)
-    finally:
-        process.terminate()
+    with (
+        # a file, not a pipe: nobody reads what it says later, and a full pipe would block it
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+        ) as process,
+    ):
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            line = next((line for line in process.stdout or () if line.startswith(READY)), None)
+            if line is None:
+                said.seek(0)
+                raise SourceUnavailable(f"the sandbox exchange did not start: {said.read().decode()[-500:].strip()}")
+            yield Sandbox(line.removeprefix(READY).strip(), process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -19,18 +19,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--clock", default="2019-01-01T00:02:00+00:00", help="the exchange's time, ISO 8601")
+    parser.add_argument("--clock", default="2019-01-01T00:02:00+00:00", help="ISO 8601, or now: it runs along")
     parser.add_argument("--folder", type=Path, help="candle files to serve too")
     parser.add_argument("--seed", type=int, default=7, help="of the generated markets")
     options = parser.parse_args()
-    clock = datetime.fromisoformat(options.clock)
+    clock = datetime.now(UTC) if options.clock == "now" else datetime.fromisoformat(options.clock)
     clock = clock.replace(tzinfo=UTC) if clock.tzinfo is None else clock.astimezone(UTC)
-    markets = shipped(options.seed) | (from_folder(options.folder) if options.folder else {})
+    markets = shipped(options.seed, clock) | (from_folder(options.folder) if options.folder else {})
     listening = socket.create_server((options.host, options.port))
     host, port = listening.getsockname()[:2]
     # connections queue from here on, so the address can be told
     print(f"{READY}http://{host}:{port}", flush=True)
-    config = uvicorn.Config(application(markets, clock), log_level="warning", access_log=False)
+    exchange = application(markets, clock, running=options.clock == "now")
+    config = uvicorn.Config(exchange, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -18,8 +18,8 @@ from trading.candles import COLUMNS
 from trading.window import Timeframe
 
 HISTORY_CALENDAR: Final = "XNYS"
-GENERATED_END: Final = datetime(2019, 1, 2, tzinfo=UTC)
-GENERATED_HOURS: Final = 3 * 365 * 24
+GENERATED_START: Final = datetime(2016, 1, 1, tzinfo=UTC)
+GENERATED_AHEAD: Final = timedelta(days=60)  # how far the clock can be moved on
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,12 @@ class Market:
 Markets = Mapping[tuple[str, Timeframe], Market]
 
 
-def shipped(seed: int) -> dict[tuple[str, Timeframe], Market]:
-    """S&P 500 and NASDAQ daily history (1999 to 2018), and three generated hourly markets."""
-    made = [_history("SP500"), _history("NASDAQ"), *_generated(seed)]
+def shipped(seed: int, clock: datetime) -> dict[tuple[str, Timeframe], Market]:
+    """S&P 500 and NASDAQ daily history (1999 to 2018), and three hourly markets generated from 2016 on.
+
+    The generated ones reach ``GENERATED_AHEAD`` past ``clock``.
+    """
+    made = [_history("SP500"), _history("NASDAQ"), *_generated(seed, clock + GENERATED_AHEAD)]
     return {(market.symbol, market.timeframe): market for market in made}
 
 
@@ -72,10 +75,10 @@ def _history(symbol: str) -> Market:
     return Market(symbol, Timeframe.D1, HISTORY_CALENDAR, SAMPLE, "USD", opens, values)
 
 
-def _generated(seed: int) -> list[Market]:
-    start = GENERATED_END - timedelta(hours=GENERATED_HOURS)
-    opens = np.arange(GENERATED_HOURS, dtype="int64") * 3_600_000 + int(start.timestamp() * 1000)
-    bars = generate(RECIPES, GENERATED_HOURS, seed)
+def _generated(seed: int, until: datetime) -> list[Market]:
+    hours = max((until - GENERATED_START) // timedelta(hours=1), 1)
+    opens = np.arange(hours, dtype="int64") * 3_600_000 + int(GENERATED_START.timestamp() * 1000)
+    bars = generate(RECIPES, hours, seed)
     return [
         Market(recipe.symbol, Timeframe.H1, ALWAYS_OPEN, SIMULATED, "USDT", opens, bars[recipe.symbol])
         for recipe in RECIPES

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -62,14 +63,28 @@ class State:
     """What can be changed from outside while the exchange runs."""
 
     markets: Markets
-    clock: datetime
+    set_to: datetime
     faults: Faults
     rng: np.random.Generator
+    running_since: float | None = None
     requests: int = 0
 
+    @property
+    def clock(self) -> datetime:
+        """The exchange's time: what it was set to, and the seconds since where it runs."""
+        if self.running_since is None:
+            return self.set_to
+        return self.set_to + timedelta(seconds=time.monotonic() - self.running_since)
 
-def application(markets: Markets, clock: datetime) -> Starlette:
-    """The exchange as an ASGI application."""
+    def set(self, moment: datetime) -> None:
+        """Set the clock; one that runs goes on from there."""
+        self.set_to = moment
+        if self.running_since is not None:
+            self.running_since = time.monotonic()
+
+
+def application(markets: Markets, clock: datetime, *, running: bool = False) -> Starlette:
+    """The exchange as an ASGI application; its clock stands still unless ``running``."""
     app = Starlette(
         routes=[
             Route("/api/v3/time", _time),
@@ -81,7 +96,8 @@ def application(markets: Markets, clock: datetime) -> Starlette:
             Route("/sandbox/faults", _faults, methods=["GET", "PUT"]),
         ]
     )
-    app.state.exchange = State(markets, clock, Faults(), np.random.default_rng(0))
+    since = time.monotonic() if running else None
+    app.state.exchange = State(markets, clock, Faults(), np.random.default_rng(0), since)
     return app
 
 
@@ -122,7 +138,7 @@ async def _klines(request: Request) -> Response:
         return _refusal(-1121, "Invalid symbol.")
     try:
         first, last = (int(asked[name]) if name in asked else None for name in ("startTime", "endTime"))
-        limit = min(int(asked.get("limit", 500)), LARGEST_PAGE)
+        limit = max(1, min(int(asked.get("limit", 500)), LARGEST_PAGE))
     except ValueError:
         return _refusal(-1100, "Illegal characters found in a parameter.")
     faults, rng = state.faults, state.rng
@@ -153,7 +169,7 @@ async def _ticker(request: Request) -> Response:
     at = _page(market, state.clock, _ms(state.clock - DAY), None, LARGEST_PAGE)
     if not len(at):
         return _refusal(-1121, "Invalid symbol.")
-    values = market.values[at]
+    values = market.values[at].astype(object)  # Python's floats, which print as numbers
     change = values[-1, 3] - values[0, 0]
     return JSONResponse(
         {
@@ -178,7 +194,7 @@ async def _chart(request: Request) -> Response:
     if market is None:
         return JSONResponse({"error": f"no chart of {symbol} {timeframe}"}, 404)
     try:
-        limit = int(request.query_params.get("limit", 100))
+        limit = max(1, int(request.query_params.get("limit", 100)))
     except ValueError:
         return JSONResponse({"error": "limit is not a number"}, 400)
     at = np.flatnonzero(market.opens <= _ms(state.clock))[-limit:]
@@ -196,10 +212,11 @@ async def _clock(request: Request) -> Response:
         asked = await request.json()
         try:
             if "advance_seconds" in asked:
-                state.clock += timedelta(seconds=float(asked["advance_seconds"]))
+                state.set(state.clock + timedelta(seconds=float(asked["advance_seconds"])))
             else:
-                state.clock = datetime.fromisoformat(asked["time"]).astimezone(UTC)
-        except (KeyError, TypeError, ValueError) as error:
+                told = datetime.fromisoformat(asked["time"])
+                state.set(told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             return JSONResponse({"error": f"give time (ISO 8601) or advance_seconds: {error}"}, 400)
     return JSONResponse({"time": state.clock.isoformat()})
 

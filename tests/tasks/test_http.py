@@ -1,0 +1,276 @@
+"""One way to ask over HTTP: what is refused, what is waited for, and what each failure is called."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import http
+from tasks.retry import is_transient
+from trading.errors import ConfigurationError, MalformedResponse, RateLimited, SourceRefused, SourceUnavailable
+
+VARIABLE = "TRADEFLOWS_EXCHANGE_URL"
+KLINES = {"symbol": "BTCSIM", "interval": "1h"}
+
+
+def get(url: str, path: str = "/x", *, sleep: Callable[[float], None] | None = None, **params: str | int) -> Any:
+    with http.client(url, VARIABLE) as connection:
+        return http.get_json(connection, path, params, variable=VARIABLE, sleep=sleep or unexpected)
+
+
+def unexpected(seconds: float) -> None:
+    pytest.fail(f"waited {seconds} seconds")
+
+
+# --- the address ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "exchange.test", "exchange.test:443/api", "ftp://exchange.test", "file:///etc/passwd", "https://", "//x.test"],
+)
+def test_only_http_addresses_with_a_host(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{VARIABLE} must be an http or https address with a host"):
+        http.client(address, VARIABLE)
+
+
+@pytest.mark.parametrize("address", ["http://exchange.test:port", "http://exchange\x00.test"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{VARIABLE} is not an address .*looks like https://host"):
+        http.client(address, VARIABLE)
+
+
+@pytest.mark.parametrize("address", ["https://exchange.test", "http://127.0.0.1:8000", "HTTPS://Exchange.test/base"])
+def test_addresses_that_will_do(address: str) -> None:
+    with http.client(address, VARIABLE) as connection:
+        assert connection.follow_redirects is False
+        assert connection.timeout == http.TIMEOUT
+
+
+@given(st.text(alphabet="ab1:/?#[]%& \\", max_size=12))
+def test_a_password_in_the_address_is_refused_and_never_shown(junk: str) -> None:
+    address = f"https://user:hunter{junk}2secret@exchange.test"
+    with pytest.raises(ConfigurationError, match=f"{VARIABLE} holds a user name or password") as caught:
+        http.client(address, VARIABLE)
+    assert not {word for word in ("hunter", "secret", "user:") if word in str(caught.value)}
+
+
+def test_a_user_name_alone_is_refused_too() -> None:
+    with pytest.raises(ConfigurationError, match="user name or password"):
+        http.client("https://user@exchange.test", VARIABLE)
+
+
+# --- what is asked, what is answered -------------------------------------------------------------
+
+
+def test_the_query_and_the_reply(stub: Any, http_reply: Any) -> None:
+    server = stub([http_reply('{"a": [1, "ä"]}')])
+    assert get(server.url, "/x/y", symbol="A&B", limit=5) == {"a": [1, "ä"]}
+    assert server.paths == ["/x/y?symbol=A%26B&limit=5"]
+
+
+def test_a_base_address_with_a_path_is_kept(stub: Any, http_reply: Any) -> None:
+    server = stub([http_reply("1")])
+    assert get(f"{server.url}/proxy") == 1
+    assert server.paths == ["/proxy/x"]
+
+
+def test_nobody_answers(closed_port: int) -> None:
+    with pytest.raises(SourceUnavailable) as caught:
+        get(f"http://127.0.0.1:{closed_port}")
+    assert f"no answer from 127.0.0.1:{closed_port} for /x (ConnectError" in str(caught.value)
+    assert f"check that it runs and that {VARIABLE} is right" in str(caught.value)
+    assert is_transient(caught.value)
+
+
+def test_a_source_that_does_not_answer_in_time(sandbox: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(0.2))
+    sandbox.set_faults(hanging=1.0, hang_seconds=1.0)
+    with pytest.raises(SourceUnavailable, match="ReadTimeout"):
+        get(sandbox.url, "/api/v3/klines", **KLINES)
+
+
+def test_a_reply_that_comes_in_drops(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drops() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 -\r\nContent-Length: 1000\r\n\r\n"
+        while True:
+            yield b" "
+            time.sleep(0.02)
+
+    monkeypatch.setattr(http, "LONGEST_REPLY", 0.1)
+    with pytest.raises(SourceUnavailable, match=r"/x took longer than 0\.1 seconds"):
+        get(stub([drops]).url)
+
+
+def test_the_connection_is_cut_in_the_middle(stub: Any, http_reply: Any) -> None:
+    cut = http_reply(json.dumps(list(range(1000))))[:-500]
+    with pytest.raises(SourceUnavailable, match="RemoteProtocolError") as caught:
+        get(stub([cut]).url)
+    assert is_transient(caught.value)
+
+
+def test_the_connection_is_closed_without_a_word(stub: Any) -> None:
+    with pytest.raises(SourceUnavailable, match="no answer from"):
+        get(stub([b""]).url)
+
+
+@pytest.mark.parametrize("body", ["<html>captive portal</html>", "", '{"a": 1', "[1, 2,", "[" * 100_000])
+def test_a_reply_that_is_not_json(stub: Any, http_reply: Any, body: str) -> None:
+    with pytest.raises(MalformedResponse, match="did not answer with JSON") as caught:
+        get(stub([http_reply(body)]).url)
+    assert body[:20] in str(caught.value)
+    assert VARIABLE in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not is_transient(caught.value)
+
+
+def test_bytes_that_are_no_text(stub: Any, http_reply: Any) -> None:
+    with pytest.raises(MalformedResponse, match="did not answer with JSON"):
+        get(stub([http_reply(b"\xff\xfe\x00\x01")]).url)
+
+
+def test_a_truncated_reply_of_the_exchange(sandbox: Any) -> None:
+    sandbox.set_faults(truncated=1.0)
+    with pytest.raises(MalformedResponse, match=r"/api/v3/klines did not answer with JSON .*\[\[15"):
+        get(sandbox.url, "/api/v3/klines", **KLINES)
+
+
+def test_compressed_replies_are_read_and_broken_ones_are_not(stub: Any, http_reply: Any) -> None:
+    assert get(stub([http_reply(gzip.compress(b"[1]"), Content_Encoding="gzip")]).url) == [1]
+    with pytest.raises(MalformedResponse, match="says is compressed and is not"):
+        get(stub([http_reply(b"[1]", Content_Encoding="gzip")]).url)
+
+
+def test_an_endless_reply_is_cut_off(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 -\r\n\r\n["
+        while True:
+            sent.append(b"1," * 4096)
+            yield sent[-1]
+
+    monkeypatch.setattr(http, "LARGEST_REPLY", 1_000_000)
+    with pytest.raises(MalformedResponse, match="sent more than 1000000 bytes; ask for fewer candles"):
+        get(stub([endless]).url)
+    # what fits into the buffers of two sockets on top
+    assert sum(map(len, sent)) < 40_000_000
+
+
+def test_a_reply_of_the_largest_size_still_passes(stub: Any, http_reply: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LARGEST_REPLY", 100)
+    assert get(stub([http_reply("1".ljust(100))]).url) == 1
+    with pytest.raises(MalformedResponse, match="more than 100 bytes"):
+        get(stub([http_reply("1".ljust(101))]).url)
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
+def test_server_errors_may_pass(stub: Any, http_reply: Any, status: int) -> None:
+    server = stub([http_reply("busy", status)])
+    with pytest.raises(SourceUnavailable, match=f"/x answered {status}: 'busy'") as caught:
+        get(server.url)
+    assert is_transient(caught.value)
+    assert len(server.paths) == 1  # trying again is the task's business
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+def test_refusals_are_final_and_say_what_was_said(stub: Any, http_reply: Any, status: int) -> None:
+    with pytest.raises(SourceRefused) as caught:
+        get(stub([http_reply("not for you", status)]).url)
+    # one sentence, not the text of a tuple
+    assert str(caught.value).startswith("127.0.0.1:")
+    assert str(caught.value).endswith(f"/x answered {status}: 'not for you'")
+    assert (caught.value.status, caught.value.reply) == (status, b"not for you")
+    assert not is_transient(caught.value)
+
+
+def test_a_long_refusal_is_shortened(stub: Any, http_reply: Any) -> None:
+    with pytest.raises(SourceRefused) as caught:
+        get(stub([http_reply("no " * 1000, 400)]).url)
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).endswith("…'")
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirects_are_not_followed(stub: Any, http_reply: Any, status: int) -> None:
+    elsewhere = stub([http_reply('{"serverTime": 1}')])
+    with pytest.raises(SourceRefused, match=f"answered {status}"):
+        get(stub([http_reply("moved", status, Location=f"{elsewhere.url}/x")]).url)
+    assert elsewhere.paths == []
+
+
+# --- rate limits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 418])
+def test_a_rate_limit_is_waited_out_once(stub: Any, http_reply: Any, status: int) -> None:
+    waited: list[float] = []
+    server = stub([http_reply("slow", status, Retry_After="1.5"), http_reply("7")])
+    assert get(server.url, sleep=waited.append) == 7
+    assert waited == [1.5]
+    assert len(server.paths) == 2
+
+
+def test_a_second_rate_limit_is_raised(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    server = stub([http_reply("slow", 429, Retry_After="2"), http_reply("slower", 429, Retry_After="9")])
+    with pytest.raises(RateLimited, match="answered 429: 'slower'; slow down") as caught:
+        get(server.url, sleep=waited.append)
+    assert waited == [2.0]
+    assert caught.value.retry_after == 9.0
+    assert len(server.paths) == 2
+    assert is_transient(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "known"),
+    [("31", 31.0), ("3600", 3600.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("soon", None), ("nan", None)],
+)
+def test_a_long_or_unknown_wait_is_left_to_the_task(stub: Any, http_reply: Any, header: str, known: float) -> None:
+    server = stub([http_reply("slow", 429, Retry_After=header)])
+    with pytest.raises(RateLimited) as caught:
+        get(server.url)
+    assert caught.value.retry_after == known
+    assert len(server.paths) == 1
+
+
+def test_a_rate_limit_that_does_not_say_how_long(stub: Any, http_reply: Any) -> None:
+    with pytest.raises(RateLimited) as caught:
+        get(stub([http_reply("slow", 429)]).url)
+    assert caught.value.retry_after is None
+
+
+def test_a_wait_is_never_negative(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    get(stub([http_reply("", 429, Retry_After="-5"), http_reply("1")]).url, sleep=waited.append)
+    assert waited == [0.0]
+
+
+def test_the_longest_wait_is_still_waited(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    get(stub([http_reply("", 429, Retry_After="30"), http_reply("1")]).url, sleep=waited.append)
+    assert waited == [http.LONGEST_WAIT]
+
+
+def test_the_sandbox_s_rate_limit(sandbox: Any) -> None:
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        sandbox.set_faults()
+
+    sandbox.set_faults(rate_limited=1.0, retry_after=12)
+    assert len(get(sandbox.url, "/api/v3/klines", sleep=wait, **KLINES)) == 500
+    assert waited == [12.0]
+    assert sandbox.state.requests == 2

@@ -1,0 +1,155 @@
+"""Which errors are tried again, how often, and that Prefect is told so."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import FrozenInstanceError
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.retry import EXCHANGE, LLM, NOTIFY, REGISTRY, STORE, RetryPolicy, is_transient, prefect_options
+from trading import errors
+
+POLICIES = {"exchange": EXCHANGE, "store": STORE, "registry": REGISTRY, "llm": LLM, "notify": NOTIFY}
+REQUEST = httpx.Request("GET", "http://exchange.test/")
+
+
+def answered(status: int) -> httpx.HTTPStatusError:
+    return httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(status, request=REQUEST))
+
+
+TRANSIENT: list[BaseException] = [
+    errors.SourceUnavailable("down"),
+    errors.RateLimited("slow down"),
+    errors.RateLimited("slow down", 3.0),
+    errors.RevisionConflict("changed"),
+    errors.StoreUnavailable("busy", transient=True),
+    httpx.ConnectError("refused"),
+    httpx.ReadTimeout("late"),
+    httpx.RemoteProtocolError("cut"),
+    answered(429),
+    answered(500),
+    answered(503),
+    ConnectionResetError(),
+    TimeoutError(),
+]
+LASTING: list[BaseException] = [
+    errors.TradeflowsError("any"),
+    errors.ConfigurationError("wrong"),
+    errors.BadTimeframe("7m"),
+    errors.BadWindow("future"),
+    errors.UnknownSymbol("typo"),
+    errors.CandleContractError("broken"),
+    errors.ExpectationFailed("impossible rows"),
+    errors.DataModeConflict("mixed"),
+    errors.InsufficientHistory("few"),
+    errors.SourceRefused("no", 403),
+    errors.MalformedResponse("not JSON"),
+    errors.StoreUnavailable("unwritable"),
+    errors.ModelNotFound("none"),
+    errors.ModelRejected("changed"),
+    answered(400),
+    answered(404),
+    answered(418),
+    httpx.DecodingError("not gzip"),
+    ValueError("bug"),
+    KeyError("bug"),
+    FileNotFoundError("gone"),
+    KeyboardInterrupt(),
+]
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=repr)
+def test_what_may_pass_is_tried_again(error: BaseException) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize("error", LASTING, ids=repr)
+def test_what_would_fail_the_same_way_is_not(error: BaseException) -> None:
+    assert not is_transient(error)
+
+
+def test_every_error_of_the_tree_is_in_one_of_the_two_lists() -> None:
+    def tree(kind: type[errors.TradeflowsError]) -> set[type]:
+        return {kind}.union(*(tree(below) for below in kind.__subclasses__()))
+
+    leaves = {kind for kind in tree(errors.TradeflowsError) if not kind.__subclasses__()}
+    assert leaves - {type(error) for error in TRANSIENT + LASTING} == set()
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_delays_double_up_to_the_longest(policy: RetryPolicy) -> None:
+    assert len(policy.delays) == policy.attempts > 0
+    assert policy.delays[0] == policy.base
+    assert all(later == min(2 * sooner, policy.longest) for sooner, later in pairwise(policy.delays))
+    assert 0 < policy.jitter <= 1
+
+
+def test_delays_by_hand() -> None:
+    assert RetryPolicy(attempts=5, base=1.0, longest=6.0).delays == [1.0, 2.0, 4.0, 6.0, 6.0]
+    assert RetryPolicy(attempts=0, base=1.0, longest=6.0).delays == []
+    assert EXCHANGE.delays == [1.0, 2.0, 4.0]
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        EXCHANGE.attempts = 9  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def fetch() -> Any:
+    """A Prefect task under the policy of exchanges."""
+    from prefect import task
+
+    @task(**prefect_options(EXCHANGE))
+    def fetch() -> None: ...
+
+    return fetch
+
+
+def test_prefect_takes_the_policy_over(fetch: Any) -> None:
+    from prefect.cache_policies import NO_CACHE
+
+    assert fetch.retries == EXCHANGE.attempts
+    assert fetch.retry_delay_seconds == EXCHANGE.delays
+    assert fetch.retry_jitter_factor == EXCHANGE.jitter
+    assert fetch.cache_policy == NO_CACHE
+    assert fetch.persist_result is False
+
+
+def would_retry(task: Any, error: BaseException) -> bool:
+    """What Prefect's task engine asks after a failure: the condition, with a state as the engine makes it."""
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.states import Failed
+
+    # the engine takes anything but a plain function for a constant
+    assert inspect.isfunction(task.retry_condition_fn)
+    run = TaskRun(task_key=task.task_key, dynamic_key="0")
+    answer = task.retry_condition_fn(task, run, Failed(data=error, message="failed"))
+    assert isinstance(answer, bool)
+    return answer
+
+
+def test_prefect_retries_transient_errors_and_no_others(fetch: Any) -> None:
+    assert [error for error in TRANSIENT if not would_retry(fetch, error)] == []
+    assert [error for error in LASTING if would_retry(fetch, error)] == []
+
+
+def test_a_failed_state_without_an_error_is_not_retried(fetch: Any) -> None:
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.states import Failed
+
+    run = TaskRun(task_key=fetch.task_key, dynamic_key="0")
+    assert fetch.retry_condition_fn(fetch, run, Failed(message="no data")) is False
+
+
+def test_the_ingest_tasks_are_under_these_policies() -> None:
+    from tasks.ingestion import fetch_task, plan_task
+
+    for task in (fetch_task, plan_task):
+        assert task.retries == EXCHANGE.attempts
+        assert would_retry(task, errors.SourceUnavailable("down"))
+        assert not would_retry(task, errors.MalformedResponse("not JSON"))
