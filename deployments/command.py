@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from deployments import show
-from flows.parameters import Source
+from flows.parameters import SourceName
 from tasks import environment, log
 from tasks.settings import Settings, load_settings
 from trading.errors import TradeflowsError
@@ -28,11 +28,15 @@ app = typer.Typer(
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
-SourceText = Annotated[Source, typer.Option(help="Where candles come from")]
-RefreshText = Annotated[Source | None, typer.Option(help="First bring the candles up to date from there")]
+SourceText = Annotated[SourceName, typer.Option(help="Where candles come from")]
+RefreshText = Annotated[SourceName | None, typer.Option(help="First bring the candles up to date from there")]
 DaysNumber = Annotated[int, typer.Option(help="Days to look back where no start is given", min=1)]
-StartTime = Annotated[datetime | None, typer.Option(help="Open of the first bar (UTC)", formats=show.FORMATS)]
-EndTime = Annotated[datetime | None, typer.Option(help="End of the last bar (UTC)", formats=show.FORMATS)]
+StartTime = Annotated[
+    datetime | None, typer.Option(help="Open of the first bar (UTC)", formats=show.FORMATS, metavar="DATE")
+]
+EndTime = Annotated[
+    datetime | None, typer.Option(help="End of the last bar (UTC)", formats=show.FORMATS, metavar="DATE")
+]
 HomeFolder = Annotated[
     Path | None, typer.Option("--home", help="Data folder (default: TRADEFLOWS_HOME or .tradeflows)")
 ]

@@ -27,6 +27,14 @@ def analyse(
     The model is the champion trained for exactly this set of symbols; where there is none, the rules
     speak alone and the analysis says so. One symbol's failure does not stop the others; the run then
     ends Failed.
+
+    Args:
+        symbols: Symbols as the source spells them, such as BTCUSDT.
+        timeframe: Length of a bar.
+        days: How many days to look back where no start is given.
+        start: Open time of the first bar (UTC). Empty: so many days back.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

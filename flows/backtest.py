@@ -31,6 +31,17 @@ def backtest(
 
     The champion trades only bars that it was not trained on. An identical request returns its stored
     result.
+
+    Args:
+        symbols: Symbols as the source spells them, such as BTCUSDT.
+        timeframe: Length of a bar.
+        days: How many days to look back where no start is given.
+        start: Open time of the first bar (UTC). Empty: so many days back.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
+        fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
+        slippage_rate: Slippage per side as a share of the price.
+        cash: Starting cash of each strategy in the quote currency.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

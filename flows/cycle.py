@@ -26,12 +26,12 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     symbols: Symbols
-    timeframe: Timeframe = Field(Timeframe.H1, title="Timeframe")
+    timeframe: Timeframe = Timeframe.H1
     days: Days = 730
     horizon: Horizon = 12
 
 
-Groups = Annotated[list[Group], Field(title="Groups", description="Each is ingested, trained and tested", min_length=1)]
+Groups = Annotated[list[Group], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,15 @@ def cycle(
     folds: Folds = 4,
     seed: Seed = 7,
 ) -> list[Cycled]:
-    """Run the main job for each group; the first failure ends the cycle Failed."""
+    """Run the main job for each group; the first failure ends the cycle Failed.
+
+    Args:
+        groups: Symbols that share a timeframe and are learned together. Each is ingested, trained and tested.
+        source: Where candles come from: exchange (Binance-style REST), engine (its chart API) or files.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        folds: Folds of the purged walk-forward.
+        seed: Seed of everything that draws.
+    """
     moment = end or run_moment()
     done = []
     for group in groups:

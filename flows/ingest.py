@@ -48,6 +48,14 @@ def ingest(
 
     Only windows that the ledger has not approved are fetched, so a second run finds nothing to do. A
     window that fails does not stop the others; the run then ends Failed, with every error in its report.
+
+    Args:
+        symbols: Symbols as the source spells them, such as BTCUSDT.
+        timeframe: Length of a bar.
+        source: Where candles come from: exchange (Binance-style REST), engine (its chart API) or files.
+        days: How many days to look back where no start is given.
+        start: Open time of the first bar (UTC). Empty: so many days back.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

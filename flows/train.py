@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from flows.ingest import bring_up_to_date
-from flows.parameters import Days, End, FeeRate, Folds, Horizon, Refresh, Seed, SlippageRate, Start, Symbols
+from flows.parameters import (
+    BuyThreshold,
+    Days,
+    End,
+    FeeRate,
+    Folds,
+    Horizon,
+    Refresh,
+    Seed,
+    SellThreshold,
+    SlippageRate,
+    Start,
+    Symbols,
+)
 from tasks import reports
 from tasks.periods import run_moment, span
 from tasks.training import Trained, TrainingRequest, select_task, train_task
 from trading.window import Timeframe
-
-Threshold = Annotated[float, Field(title="Threshold", description="Forward return that makes a label, as a fraction")]
 
 
 @flow(name="train", flow_run_name="train-{timeframe}", retries=0, persist_result=False)
@@ -30,13 +38,28 @@ def train(
     seed: Seed = 7,
     fee_rate: FeeRate = 0.001,
     slippage_rate: SlippageRate = 0.0005,
-    buy_threshold: Threshold = 0.005,
-    sell_threshold: Threshold = -0.005,
+    buy_threshold: BuyThreshold = 0.005,
+    sell_threshold: SellThreshold = -0.005,
 ) -> Trained:
     """Train one model for a set of symbols and register the winner of the walk-forward.
 
     An equal request (same candles, code and parameters) returns the version it made before. The new
     version becomes ``challenger``; ``champion`` only if it passes the gate.
+
+    Args:
+        symbols: Symbols as the source spells them, such as BTCUSDT.
+        timeframe: Length of a bar.
+        days: How many days to look back where no start is given.
+        start: Open time of the first bar (UTC). Empty: so many days back.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
+        horizon: Bars from the fill to the end of the label.
+        folds: Folds of the purged walk-forward.
+        seed: Seed of everything that draws.
+        fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
+        slippage_rate: Slippage per side as a share of the price.
+        buy_threshold: Forward return above which the label is Long, as a fraction.
+        sell_threshold: Forward return below which the label is Short, as a fraction.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
