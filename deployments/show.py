@@ -46,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     """A table with the named columns aligned to the right, narrow enough for 80 columns of text."""
     made = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", expand=False, box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        pad_edge=False, collapse_padding=True,
     )  # fmt: skip
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -62,7 +62,7 @@ def mode(data_mode: str) -> str:
 
 def ingested(console: Console, results: Sequence[Any]) -> None:
     """What ingest runs added and put aside."""
-    numbers = ("stored", "received", "added", "changed", "gaps")
+    numbers = ("stored", "added", "changed", "gaps")
     rows = [
         [
             str(row["symbol"]),
@@ -204,9 +204,9 @@ def where(console: Console, pictures: Sequence[str], settings: Settings) -> None
 def status(console: Console, settings: Settings) -> None:
     """Series, champions and latest signals under a home folder."""
     from tasks import ledger, registry
-    from tasks.store import latest_analyses, open_store
+    from tasks.store import configured_store, latest_analyses
 
-    with open_store(settings.home) as store:
+    with configured_store(settings) as store:
         series = ledger.summary(store)
         latest = latest_analyses(store)
     rows = [
@@ -214,15 +214,14 @@ def status(console: Console, settings: Settings) -> None:
             one.symbol,
             one.timeframe,
             mode(one.data_mode),
-            f"{one.first:%Y-%m-%d %H:%M}" if one.first else "-",
+            f"{one.first:%Y-%m-%d}" if one.first else "-",
             f"{one.last:%Y-%m-%d %H:%M}" if one.last else "-",
             f"{one.rows:,}",
-            f"{one.quarantined:,}",
-            f"{one.refused:,}",
+            f"{one.quarantined:,}" + (f" + {one.refused} refused" if one.refused else ""),
         ]
         for one in series
     ]
-    columns = ("symbol", "bar", "data", "first (UTC)", "last (UTC)", "rows", "quarantined", "refused windows")
+    columns = ("symbol", "bar", "data", "first", "last (UTC)", "rows", "quarantined")
     console.print(table(f"Candles in {settings.home}", columns, rows, right=columns[5:]))
     if not rows:
         console.print("No candles yet: start with `tradeflows ingest BTCUSDT` or `tradeflows demo`.")

@@ -13,7 +13,7 @@ from tasks import ledger, log, registry
 from tasks.models import Champion, champion
 from tasks.retry import STORE, prefect_options
 from tasks.settings import load_settings
-from tasks.store import Store, open_store, put_analysis, read_candles
+from tasks.store import Store, configured_store, put_analysis, read_candles
 from tasks.training import model_name
 from trading.analysis import Analysis, Opinion, Signal, combine
 from trading.calendars import expected_opens
@@ -162,7 +162,7 @@ def analyse_task(
         # the rules can still speak; the analysis names who was missing
         log.logger().warning("no champion", reason=str(error))
         absent = ["model"]
-    with open_store(settings.home) as store:
+    with configured_store(settings) as store:
         for symbol in symbols:
             window = Window(symbol, timeframe, start, end)
             with log.about(window):

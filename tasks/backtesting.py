@@ -20,7 +20,7 @@ from tasks.datasets import Dataset, load
 from tasks.models import Champion, champion, unseen_targets
 from tasks.retry import REGISTRY, prefect_options
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, get_result, open_store, put_result
+from tasks.store import Store, configured_store, get_result, put_result
 from tasks.training import model_name
 from trading.calendars import bars_per_year
 from trading.errors import InsufficientHistory, ModelNotFound
@@ -215,7 +215,7 @@ def _defined(figures: dict[str, float | int | str]) -> dict[str, float | int | s
 def backtest_task(dataset: Dataset, request: BacktestRequest, now: datetime) -> Backtested:
     """``backtest`` on the configured store and registry."""
     settings = load_settings()
-    with log.about(symbols=",".join(dataset.symbols)), open_store(settings.home) as store:
+    with log.about(symbols=",".join(dataset.symbols)), configured_store(settings) as store:
         client = registry.connect(settings)
         found = backtest(store, settings, client, dataset, request, now=now, flow_run_id=log.flow_run_id())
         log.logger().info("backtested", rows=len(found.rows), reused=found.reused)

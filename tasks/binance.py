@@ -16,9 +16,8 @@ import pandas as pd
 
 from tasks import http
 from tasks.sources import (
-    DATA_MODES,
-    LIVE,
     Instrument,
+    data_mode_of,
     milliseconds_of,
     moment_of,
     numbers,
@@ -50,13 +49,10 @@ class BinanceSource:
         one = next((item for item in _listed(information) if item.get("symbol") == symbol), None)
         if one is None:
             raise MalformedResponse(f"the exchange information of {symbol} does not list it: {str(information)[:120]}")
-        mode = str(one.get("dataMode", LIVE))
-        if mode not in DATA_MODES:
-            raise MalformedResponse(f"{symbol} has data mode {mode!r}; it is one of {sorted(DATA_MODES)}")
         return Instrument(
             symbol=symbol,
             calendar=require_calendar(str(one.get("calendar", ALWAYS_OPEN))),
-            data_mode=mode,
+            data_mode=data_mode_of(one, symbol),
             source=f"exchange {self._http.base_url.host}",
             quote=one.get("quoteAsset"),
         )

@@ -2,16 +2,20 @@
 
 A document is a dict of BSON values with a string ``_id`` and an integer ``rev`` that the port keeps: 1
 after the first write, one more after each. Every collection declares its indexed fields; only those can
-be searched. Times are UTC datetimes with millisecond precision. No NaN.
+be searched. Times are UTC datetimes with millisecond precision. No NaN: ``checked`` refuses what BSON
+would take without a word and give back as something else.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
+
+from trading.errors import StoreError
 
 Document = dict[str, Any]
 
@@ -53,8 +57,47 @@ LEASES: Final = Collection("leases", expires="expires_at")
 COUNTERS: Final = Collection("counters")
 
 
+def checked(collection: Collection, document: Mapping[str, Any]) -> Document:
+    """The document, if a body may store it.
+
+    Raises:
+        StoreError: it has no string ``_id``, or holds a naive time or NaN; says in which field.
+    """
+    if not isinstance(document.get("_id"), str):
+        raise StoreError(f"a document of {collection.name} needs a string _id, and got {document.get('_id')!r}")
+    _check_value(document, f"{document['_id']} of {collection.name}")
+    return dict(document)
+
+
+def aware(moment: datetime) -> datetime:
+    """The time itself, if it has a time zone.
+
+    Raises:
+        StoreError: it has none.
+    """
+    if moment.tzinfo is None:
+        raise StoreError(f"{moment.isoformat()} has no time zone; store times in UTC")
+    return moment
+
+
+def _check_value(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(inner, f"{where}, {name}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_value(inner, where)
+    elif isinstance(value, datetime) and value.tzinfo is None:
+        raise StoreError(f"{where}: the time {value} has no time zone; store times in UTC")
+    elif isinstance(value, float) and math.isnan(value):
+        raise StoreError(f"{where}: NaN is not stored; use None for what is not known")
+
+
 class Documents(Protocol):
-    """A database of documents. Safe for several processes; each write is atomic and durable."""
+    """A database of documents. Safe for several processes; each write is atomic and durable.
+
+    What cannot be stored or searched for is refused with ``StoreError``.
+    """
 
     def get(self, collection: Collection, key: str) -> Document | None:
         """The document with that ``_id``, or None."""

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from tasks import http
-from tasks.sources import LIVE, Instrument, milliseconds_of, numbers, raw_frame, require_over
+from tasks.sources import Instrument, data_mode_of, milliseconds_of, numbers, raw_frame, require_over
 from trading.calendars import ALWAYS_OPEN
 from trading.errors import MalformedResponse, SourceRefused, UnknownSymbol
 from trading.window import Timeframe, Window
@@ -34,8 +34,8 @@ class EngineSource:
         self._clock = clock
 
     def describe(self, symbol: str) -> Instrument:
-        self._chart(symbol, Timeframe.H1, 1)
-        return Instrument(symbol, ALWAYS_OPEN, LIVE, f"engine {self._http.base_url.host}")
+        chart = self._chart(symbol, Timeframe.H1, 1)
+        return Instrument(symbol, ALWAYS_OPEN, data_mode_of(chart, symbol), f"engine {self._http.base_url.host}")
 
     def fetch(self, window: Window) -> pd.DataFrame:
         now = self.server_time()
@@ -46,7 +46,7 @@ class EngineSource:
                 f"{window} lies {wanted} bars back and the engine is asked for {LARGEST} at most; "
                 "ingest older candles from the exchange or from files"
             )
-        candles = self._chart(window.symbol, window.timeframe, wanted)
+        candles = self._chart(window.symbol, window.timeframe, wanted)["candles"]
         rows = [_row(candle, at, window) for at, candle in enumerate(candles)]
         first, end = milliseconds_of(window.start), milliseconds_of(window.end)
         if rows and min(row[0] for row in rows) > first and len(rows) < wanted:
@@ -71,7 +71,7 @@ class EngineSource:
     ) -> None:
         self.close()
 
-    def _chart(self, symbol: str, timeframe: Timeframe, limit: int) -> list[Any]:
+    def _chart(self, symbol: str, timeframe: Timeframe, limit: int) -> dict[str, Any]:
         path = f"/api/market/chart/{quote(symbol, safe='')}/{timeframe.value}"
         try:
             reply = http.get_json(self._http, path, {"limit": limit}, variable=VARIABLE)
@@ -80,10 +80,9 @@ class EngineSource:
             if error.status != NOT_FOUND:
                 raise
             raise UnknownSymbol(f"the engine has no chart of {symbol!r} ({error}); add it there first") from None
-        candles = reply.get("candles") if isinstance(reply, dict) else None
-        if not isinstance(candles, list):
+        if not isinstance(reply, dict) or not isinstance(reply.get("candles"), list):
             raise MalformedResponse(f"{path} has no list of candles: {str(reply)[:120]}")
-        return candles
+        return reply
 
 
 def _row(candle: Any, position: int, window: Window) -> list[float]:

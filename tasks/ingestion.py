@@ -16,7 +16,7 @@ from tasks import ledger, log, quarantine
 from tasks.retry import EXCHANGE, STORE, prefect_options
 from tasks.settings import load_settings
 from tasks.sources import Instrument, Source, require_over, source_of
-from tasks.store import Store, open_store, read_candles, stage, staged, unstage, write_candles
+from tasks.store import Store, configured_store, read_candles, stage, staged, unstage, write_candles
 from trading.errors import ExpectationFailed
 from trading.masks import Screening, screen
 from trading.window import Timeframe, Window
@@ -169,7 +169,7 @@ def _outcome(
 def plan_task(symbols: Sequence[str], timeframe: Timeframe, source: str, start: datetime, end: datetime) -> list[Plan]:
     """``plan`` on the configured store and source."""
     settings = load_settings()
-    with open_store(settings.home) as store, source_of(settings, source) as opened:
+    with configured_store(settings) as store, source_of(settings, source) as opened:
         return plan(store, opened, symbols, timeframe, start, end)
 
 
@@ -177,7 +177,7 @@ def plan_task(symbols: Sequence[str], timeframe: Timeframe, source: str, start: 
 def fetch_task(window: Window, instrument: Instrument, source: str, now: datetime) -> Batch:
     """``fetch`` on the configured store and source."""
     settings = load_settings()
-    with log.about(window), open_store(settings.home) as store, source_of(settings, source) as opened:
+    with log.about(window), configured_store(settings) as store, source_of(settings, source) as opened:
         batch = fetch(store, opened, window, instrument, now)
         log.logger().info("fetched", rows=batch.rows, source=instrument.source)
         return batch
@@ -187,7 +187,7 @@ def fetch_task(window: Window, instrument: Instrument, source: str, now: datetim
 def store_task(batch: Batch, now: datetime) -> Outcome:
     """``judge_and_store`` on the configured store."""
     settings = load_settings()
-    with log.about(batch.window), open_store(settings.home) as store:
+    with log.about(batch.window), configured_store(settings) as store:
         outcome = judge_and_store(
             store, batch, now=now, max_bad_share=settings.max_bad_share, flow_run_id=log.flow_run_id()
         )
@@ -199,5 +199,5 @@ def store_task(batch: Batch, now: datetime) -> Outcome:
 def holdings_task(windows: Sequence[Window]) -> dict[str, Holding]:
     """``holding`` of each window by symbol, on the configured store."""
     settings = load_settings()
-    with open_store(settings.home) as store:
+    with configured_store(settings) as store:
         return {window.symbol: holding(store, window) for window in windows}

@@ -72,36 +72,41 @@ def record(store: Store, entry: LedgerEntry) -> None:
     """
     window = entry.window
     key = f"{series_key(window.symbol, window.timeframe.value)}|{window.start:%Y%m%dT%H%M}-{window.end:%Y%m%dT%H%M}"
-    if entry.status == REFUSED:
+    document: Document = {
+        "_id": key,
+        "series": series_key(window.symbol, window.timeframe.value),
+        "start": window.start,
+        "end": window.end,
+        "status": entry.status,
+        "rows": entry.rows,
+        "added": entry.added,
+        "quarantined": dict(entry.quarantined),
+        "gaps": entry.gaps,
+        "digest": entry.digest,
+        "suite": entry.suite,
+        "flow_run_id": entry.flow_run_id,
+        "data_mode": entry.data_mode,
+        "source": entry.source,
+        "calendar": entry.calendar,
+        "recorded_at": entry.recorded_at,
+    }
+    if entry.status != REFUSED:
+        store.documents.put(LEDGER, document)
+        return
+    while True:
         known = store.documents.get(LEDGER, key)
         if known is not None and known["status"] == APPROVED:
             return
-    store.documents.put(
-        LEDGER,
-        {
-            "_id": key,
-            "series": series_key(window.symbol, window.timeframe.value),
-            "start": window.start,
-            "end": window.end,
-            "status": entry.status,
-            "rows": entry.rows,
-            "added": entry.added,
-            "quarantined": dict(entry.quarantined),
-            "gaps": entry.gaps,
-            "digest": entry.digest,
-            "suite": entry.suite,
-            "flow_run_id": entry.flow_run_id,
-            "data_mode": entry.data_mode,
-            "source": entry.source,
-            "calendar": entry.calendar,
-            "recorded_at": entry.recorded_at,
-        },
-    )
+        # an approval by another run between the two lines makes this look again
+        if store.documents.compare_and_set(LEDGER, document, known["rev"] if known else 0):
+            return
 
 
 def entries(store: Store, symbol: str, timeframe: str) -> list[LedgerEntry]:
     """Every record of a series, by start of the window."""
-    found = store.documents.find(LEDGER, {"series": series_key(symbol, Timeframe(timeframe).value)}, Span("start"))
+    found = store.documents.find(
+        LEDGER, {"series": series_key(symbol, Timeframe.parse(timeframe).value)}, Span("start")
+    )
     return [_entry(document) for document in found]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ import pandas as pd
 from tasks.documents import Document, Span
 from tasks.store import QUARANTINE, Store, series_key
 from trading.candles import COLUMNS
-from trading.window import Window
+from trading.window import EPOCH, Window
 
 
 def put(store: Store, window: Window, rows: pd.DataFrame, *, source: str, now: datetime, data_mode: str) -> int:
@@ -35,7 +35,7 @@ def put(store: Store, window: Window, rows: pd.DataFrame, *, source: str, now: d
         document: Document = {
             "_id": f"{name}|{copies[name]}",
             "series": key,
-            "open_time": datetime.fromtimestamp(row["open_time"] / 1000, tz=UTC),
+            "open_time": _moment(row["open_time"]),
             **values,
             "reasons": list(row["reasons"]),
             "window": str(window),
@@ -62,6 +62,14 @@ def counts(store: Store, symbol: str | None = None) -> dict[str, dict[str, int]]
         for reason in document["reasons"]:
             of_series[reason] = of_series.get(reason, 0) + 1
     return found
+
+
+def _moment(open_time: int) -> datetime:
+    """The open time, or the nearest time that there is: a source that counts in other units gives any number."""
+    try:
+        return EPOCH + timedelta(milliseconds=open_time)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC) if open_time < 0 else datetime.max.replace(tzinfo=UTC)
 
 
 def _value(number: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -18,7 +19,7 @@ from trading.window import Window
 LIVE: Final = "live"
 SAMPLE: Final = "sample"
 SIMULATED: Final = "simulated"
-DATA_MODES: Final = frozenset({LIVE, SAMPLE, SIMULATED})
+DATA_MODES: Final = (LIVE, SAMPLE, SIMULATED)
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,18 @@ def numbers(row: Any, position: int, origin: str) -> list[float]:
             f"row {position} of {origin} is not a candle of time, open, high, low, close and volume: {str(row)[:120]}"
         )
     return values
+
+
+def data_mode_of(reply: Mapping[str, Any], symbol: str) -> str:
+    """The kind of data that a source's reply tells of a symbol; one that does not tell is ``live``.
+
+    Raises:
+        MalformedResponse: it tells of a kind that there is not.
+    """
+    mode = reply.get("dataMode", LIVE)
+    if mode not in DATA_MODES:
+        raise MalformedResponse(f"{symbol} has data mode {mode!r}; it is one of {sorted(DATA_MODES)}")
+    return str(mode)
 
 
 def require_over(window: Window, clock: datetime) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tasks.documents import COUNTERS, LEASES, Collection, Document, Span
+from tasks.documents import COUNTERS, LEASES, Collection, Document, Span, aware, checked
 from trading.errors import StoreError, StoreUnavailable
 
 BUSY_SECONDS: Final = 30.0
@@ -47,9 +47,10 @@ class SqliteDocuments:
     def get(self, collection: Collection, key: str) -> Document | None:
         with self._translated():
             row = self._connection().execute(f"SELECT body FROM {collection.name} WHERE _id = ?", (key,)).fetchone()  # noqa: S608 - names are ours
-        return _decode(row[0]) if row else None
+            return _decode(row[0]) if row else None
 
     def put(self, collection: Collection, document: Document) -> None:
+        document = checked(collection, document)
         with self._writing() as writer:
             _write(writer, collection, document, _rev(writer, collection, document["_id"]) + 1)
 
@@ -57,6 +58,7 @@ class SqliteDocuments:
         return self.compare_and_set(collection, document, 0)
 
     def compare_and_set(self, collection: Collection, document: Document, expected: int) -> bool:
+        document = checked(collection, document)
         with self._writing() as writer:
             if _rev(writer, collection, document["_id"]) != expected:
                 return False
@@ -77,7 +79,7 @@ class SqliteDocuments:
     ) -> list[Document]:
         clauses, values = [], []
         for field, value in (where or {}).items():
-            clauses.append(f"{_known(collection, field)} = ?")
+            clauses.append(f"{_known(collection, field)} IS ?")  # as =, and None equals None
             values.append(_column(value))
         order = "_id"
         if span is not None:
@@ -104,6 +106,7 @@ class SqliteDocuments:
         return value
 
     def acquire(self, name: str, owner: str, ttl: timedelta, now: datetime) -> bool:
+        aware(now)
         with self._writing() as writer:
             row = writer.execute(f"SELECT body FROM {LEASES.name} WHERE _id = ?", (name,)).fetchone()  # noqa: S608
             held = _decode(row[0]) if row else None
@@ -151,8 +154,12 @@ class SqliteDocuments:
             connection = sqlite3.connect(
                 self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+            except sqlite3.Error:
+                connection.close()
+                raise
             self._local.connection = connection
             with self._lock:
                 self._open.append(connection)
@@ -166,23 +173,32 @@ class SqliteDocuments:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                # on a full disk SQLite has rolled back already
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        from bson.errors import InvalidBSON
+
         try:
             yield
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        except InvalidBSON as error:
+            raise StoreUnavailable(f"the store {self._path} is damaged ({error}); restore it from a backup") from error
+        except sqlite3.Error as error:
+            # errors of the module itself, such as a closed connection, carry no code
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                message = f"the store {self._path} is damaged ({error}); restore it from a backup"
+                raise StoreUnavailable(message) from error
+            busy = code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
             remedy = "try again" if busy else "set TRADEFLOWS_HOME to a folder that you can write and that has space"
             raise StoreUnavailable(
                 f"the store {self._path} cannot be used ({error}); {remedy}", transient=busy
             ) from error
-        except sqlite3.DatabaseError as error:
-            raise StoreUnavailable(f"the store {self._path} is damaged ({error}); restore it from a backup") from error
         except OSError as error:
             raise StoreUnavailable(
                 f"the folder {self._path.parent} cannot be used ({error.strerror}); "
@@ -210,8 +226,6 @@ def _rev(writer: sqlite3.Connection, collection: Collection, key: str) -> int:
 
 
 def _write(writer: sqlite3.Connection, collection: Collection, document: Document, rev: int) -> None:
-    if not isinstance(document.get("_id"), str):
-        raise StoreError(f"a document of {collection.name} needs a string _id, and got {document.get('_id')!r}")
     stored = {**document, "rev": rev}
     values = [
         document["_id"],
@@ -236,7 +250,7 @@ def _encode(document: Document, collection: Collection) -> bytes:
 
     try:
         return bytes(bson.encode(document))
-    except (bson.errors.InvalidDocument, OverflowError) as error:
+    except (bson.errors.InvalidDocument, OverflowError, ValueError) as error:
         raise StoreError(
             f"{document['_id']} of {collection.name} is not a BSON document ({error}); "
             "turn numpy and pandas values into Python ones first"
@@ -253,10 +267,12 @@ def _decode(body: bytes) -> Document:
 def _column(value: Any) -> Any:
     """A value as SQLite compares it: times are whole milliseconds since the epoch, as BSON keeps them."""
     if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise StoreError(f"{value.isoformat()} has no time zone; store times in UTC")
-        return (value - EPOCH) // timedelta(milliseconds=1)
-    return int(value) if isinstance(value, bool) else value
+        return (aware(value) - EPOCH) // timedelta(milliseconds=1)
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, str | int | float | bytes):
+        return value
+    raise StoreError(f"{value!r} cannot be searched for; turn numpy and pandas values into Python ones first")
 
 
 def _known(collection: Collection, field: str) -> str:

@@ -19,9 +19,10 @@ import pandas as pd
 import pyarrow as pa
 
 from tasks.documents import Collection, Document, Documents, Index, Span
+from tasks.settings import Settings
 from trading.candles import COLUMNS, between, check, digest, empty, frame_of, open_times_ms
-from trading.errors import DataModeConflict, RevisionConflict
-from trading.window import Window, period_end, period_start, split_by_period
+from trading.errors import ConfigurationError, DataModeConflict, RevisionConflict, StoreUnavailable
+from trading.window import Window, as_utc, period_end, period_start, split_by_period
 
 SERIES: Final = Collection("series")
 CHUNKS: Final = Collection("candles", (Index("candles_series_idx", ("series", "start"), unique=True),))
@@ -87,6 +88,21 @@ def open_store(home: Path) -> Store:
     return Store(SqliteDocuments(home / "store.db", COLLECTIONS))
 
 
+def configured_store(settings: Settings) -> Store:
+    """The store that the settings name.
+
+    Raises:
+        ConfigurationError: a MongoDB server is named, which this version cannot use.
+        StoreUnavailable: the home folder cannot be made or written.
+    """
+    if settings.mongodb_url is not None:
+        raise ConfigurationError(
+            "MONGODB_URL is set, and this version stores to the embedded database only; unset it to use the one in "
+            f"{settings.home}"
+        )
+    return open_store(settings.home)
+
+
 def series_key(symbol: str, timeframe: str) -> str:
     """Names a series in every collection."""
     return f"{symbol}|{timeframe}"
@@ -118,7 +134,7 @@ def merge(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, int, i
 
 
 def write_candles(store: Store, window: Window, candles: pd.DataFrame, data_mode: str) -> WriteReport:
-    """Merge the candles of ``window`` into the series; equal candles touch nothing.
+    """Merge the candles that lie in ``window`` into the series; equal candles touch nothing.
 
     A window over several chunks is written chunk by chunk, each of them old or new.
 
@@ -127,7 +143,7 @@ def write_candles(store: Store, window: Window, candles: pd.DataFrame, data_mode
         DataModeConflict: the series holds candles of another data mode; nothing was written.
         RevisionConflict: other writers kept changing a chunk.
     """
-    check(candles)
+    candles = between(check(candles), window)
     _claim_mode(store, window, data_mode)
     added = changed = 0
     for part in split_by_period(window):
@@ -139,7 +155,11 @@ def write_candles(store: Store, window: Window, candles: pd.DataFrame, data_mode
 
 
 def read_candles(store: Store, window: Window) -> pd.DataFrame:
-    """The stored candles of ``window``, in the contract of ``trading.candles``; empty where there are none."""
+    """The stored candles of ``window``, in the contract of ``trading.candles``; empty where there are none.
+
+    Raises:
+        StoreUnavailable: a chunk is not what was written; says which.
+    """
     chunks = store.documents.find(
         CHUNKS,
         {"series": series_key(window.symbol, window.timeframe.value)},
@@ -147,10 +167,9 @@ def read_candles(store: Store, window: Window) -> pd.DataFrame:
     )
     if not chunks:
         return empty()
-    tables = [_table(chunk["candles"]) for chunk in chunks]
-    table = pa.concat_tables(tables).combine_chunks()
-    values = np.column_stack([table.column(name).to_numpy() for name in COLUMNS])
-    return between(frame_of(table.column("open_time").to_numpy(), values), window)
+    frames = [_frame(chunk) for chunk in chunks]
+    times = np.concatenate([open_times_ms(frame) for frame in frames])
+    return between(frame_of(times, np.concatenate([frame.to_numpy() for frame in frames])), window)
 
 
 def series(store: Store) -> list[SeriesInfo]:
@@ -216,10 +235,16 @@ def _moment(candles: pd.DataFrame, at: int) -> datetime:
 def _frame(chunk: Document | None) -> pd.DataFrame:
     if chunk is None:
         return empty()
-    table = _table(chunk["candles"])
-    return frame_of(
-        table.column("open_time").to_numpy(), np.column_stack([table.column(name).to_numpy() for name in COLUMNS])
-    )
+    try:
+        table = _table(chunk["candles"])
+        times, columns = table.column("open_time").to_numpy(), [table.column(name).to_numpy() for name in COLUMNS]
+        candles = frame_of(times, np.column_stack(columns))
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise StoreUnavailable(f"chunk {chunk['_id']} is damaged ({error}); restore the store from a backup") from error
+    # the database has no checksums of its own, and a damaged disk must not become other prices
+    if digest(candles) != chunk.get("digest"):
+        raise StoreUnavailable(f"chunk {chunk['_id']} is not what its digest says; restore the store from a backup")
+    return candles
 
 
 def _arrow(candles: pd.DataFrame) -> bytes:
@@ -276,7 +301,7 @@ def unstage(store: Store, name: str) -> None:
 
 def put_analysis(store: Store, document: Document) -> None:
     """Store an analysis; there is one per symbol, timeframe and bar close, and the last one stands."""
-    key = f"{document['symbol']}|{document['timeframe']}|{document['timestamp']:%Y-%m-%dT%H:%M:%SZ}"
+    key = f"{document['symbol']}|{document['timeframe']}|{as_utc(document['timestamp']):%Y-%m-%dT%H:%M:%SZ}"
     store.documents.put(ANALYSES, {**document, "_id": key})
 
 

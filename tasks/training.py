@@ -19,7 +19,7 @@ from tasks import log, progress, registry
 from tasks.datasets import Dataset, load, select
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, open_store
+from tasks.store import Store, configured_store
 from trading.window import Timeframe
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def _pictures(folder: Path, name: str, scores: list[Scores], data_mode: str) -> 
 def select_task(symbols: list[str], timeframe: Timeframe, start: datetime, end: datetime) -> Dataset:
     """``tasks.datasets.select`` on the configured store."""
     settings = load_settings()
-    with open_store(settings.home) as store:
+    with configured_store(settings) as store:
         return select(store, symbols, timeframe, start, end)
 
 
@@ -297,7 +297,7 @@ def select_task(symbols: list[str], timeframe: Timeframe, start: datetime, end: 
 def train_task(dataset: Dataset, request: TrainingRequest, now: datetime) -> Trained:
     """``train`` on the configured store and registry."""
     settings = load_settings()
-    with log.about(symbols=",".join(dataset.symbols)), open_store(settings.home) as store:
+    with log.about(symbols=",".join(dataset.symbols)), configured_store(settings) as store:
         client = registry.connect(settings)
         trained = train(store, settings, client, dataset, request, now=now, flow_run_id=log.flow_run_id())
         log.logger().info(

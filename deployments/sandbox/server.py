@@ -203,7 +203,9 @@ async def _chart(request: Request) -> Response:
         {"timestamp": int(market.opens[row]), **dict(zip(names, market.values[row].tolist(), strict=True))}
         for row in at
     ]
-    return JSONResponse({"symbol": symbol, "timeframe": timeframe, "candles": candles})
+    # an engine of real markets does not say dataMode
+    answer = {"symbol": symbol, "timeframe": timeframe, "dataMode": market.data_mode, "candles": candles}
+    return JSONResponse(answer)
 
 
 async def _clock(request: Request) -> Response:

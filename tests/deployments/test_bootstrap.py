@@ -1,0 +1,71 @@
+"""The bootstrap's last resort, and what the lock and prefect.yaml promise."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.fetch_uv import wheel_address
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LOCK = (CHECKOUT / "requirements.lock").read_text()
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())["deployments"]
+
+PAGE = """<html><body>
+<a href="../../files/uv-0.9.9-py3-none-manylinux_2_17_x86_64.whl#sha256=aa">old</a>
+<a href="../../files/uv-0.13.8-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl#sha256=bb">new</a>
+<a href="../../files/uv-0.13.8-py3-none-macosx_11_0_arm64.whl#sha256=cc">mac</a>
+<a href="../../files/uv-0.13.8.tar.gz#sha256=dd">source</a>
+<a href="../../files/uv-0.14.0rc1-py3-none-manylinux_2_17_x86_64.whl#sha256=ee">candidate</a>
+</body></html>"""
+
+
+def test_the_newest_released_wheel_of_the_machine_is_chosen() -> None:
+    found = wheel_address(PAGE, "https://mirror.example/simple/uv/", ("manylinux", "x86_64"))
+    assert found.startswith("https://mirror.example/files/uv-0.13.8-py3-none-manylinux_2_17_x86_64")
+    assert found.endswith("#sha256=bb")
+
+
+def test_a_machine_without_a_wheel_is_told() -> None:
+    with pytest.raises(SystemExit, match="no uv wheel for manylinux riscv64"):
+        wheel_address(PAGE, "https://mirror.example/simple/uv/", ("manylinux", "riscv64"))
+
+
+def test_every_locked_package_has_hashes_and_no_address() -> None:
+    assert "://" not in re.sub(r"#.*", "", LOCK)
+    packages = re.findall(r"^([a-z0-9][\w.-]*)==", LOCK, re.MULTILINE)
+    assert {"prefect", "mlflow", "great-expectations", "lightgbm", "ta", "pymongo"} <= set(packages)
+    for entry in re.split(r"\n(?=[a-z0-9])", LOCK.strip()):
+        assert "--hash=sha256:" in entry, entry[:80]
+
+
+def test_the_pins_without_which_the_server_does_not_work() -> None:
+    fastapi, sqlalchemy = (
+        re.search(rf"^{name}==(\d+)\.(\d+)", LOCK, re.MULTILINE) for name in ("fastapi", "sqlalchemy")
+    )
+    assert fastapi
+    assert (int(fastapi[1]), int(fastapi[2])) < (0, 151)
+    assert sqlalchemy
+    assert (int(sqlalchemy[1]), int(sqlalchemy[2])) < (2, 1)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: str(one["name"]))
+def test_entry_points_exist_and_take_the_declared_parameters(deployment: dict[str, Any]) -> None:
+    path, name = deployment["entrypoint"].split(":")
+    assert (CHECKOUT / path).is_file()
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    assert flow.name == deployment["name"]
+    # the server does not refuse an unknown name, so it is refused here
+    flow.validate_parameters(deployment["parameters"])
+    assert all(schedule["timezone"] == "UTC" for schedule in deployment["schedules"])
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+
+
+def test_every_flow_is_deployed() -> None:
+    modules = {path.stem for path in (CHECKOUT / "flows").glob("*.py")} - {"__init__", "parameters"}
+    assert modules == {deployment["name"] for deployment in DEPLOYMENTS}
