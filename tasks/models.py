@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tasks import registry
 from tasks.settings import Settings
-from tasks.training import UNSEEN
+from tasks.training_runs import UNSEEN
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from tasks import log, progress, registry
+from tasks import log, progress, registry, training_runs
 from tasks.datasets import Dataset, load, select
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
@@ -23,12 +23,18 @@ from tasks.store import Store, configured_store
 from trading.window import Timeframe
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
+    from ml.estimators import Fitted
     from ml.evaluation import Scores
+    from ml.features import FeatureSet
+    from ml.labels import LabelDefinition
+    from ml.promotion import Decision
+    from ml.signals import SignalRule
+    from ml.training import TrainingTable
 
 SUMMARY: Final = "summary.json"
-UNSEEN: Final = "out_of_sample.parquet"
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,25 @@ def training_key(dataset: Dataset, request: TrainingRequest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What the walk-forward and the final fit gave, before anything is written down.
+
+    ``unseen`` holds the winner's out-of-sample signals (see ``ml.training.out_of_sample``).
+    """
+
+    features: FeatureSet
+    label: LabelDefinition
+    table: TrainingTable
+    scores: list[Scores]
+    baseline: Scores
+    winner: Scores
+    unseen: pd.DataFrame
+    fitted: Fitted
+    rule: SignalRule
+    example: pd.DataFrame
+
+
 def train(
     store: Store,
     settings: Settings,
@@ -112,123 +137,101 @@ def train(
     earlier = _earlier(client, name, key)
     if earlier is not None:
         return earlier
-    from ml import artifact, estimators, evaluation, promotion, splits, training
-    from ml.features import FeatureSet
-    from ml.labels import LabelDefinition
-
-    label = LabelDefinition(request.horizon, request.buy_threshold, request.sell_threshold, request.round_trip_cost)
-    features = FeatureSet()
-    frames = load(store, dataset.windows)
-    table = training.assemble(frames, features, label)
-    folds = splits.walk_forward_folds(
-        table.t0, table.t1, folds=request.folds, embargo=request.horizon * dataset.timeframe.delta
-    )
-    scores = training.walk_forward(
-        table,
-        folds,
-        seed=request.seed,
-        progress=lambda done, total, _: progress.report(f"train {dataset.timeframe.value}", done, total),
-    )
-    baseline = next(score for score in scores if score.estimator == estimators.BASELINE)
-    winner = evaluation.best(scores)
-    champion_version = registry.version_of(client, name, registry.CHAMPION)
-    champion = next((score for score in scores if champion_version and score.estimator == champion_version.tags.get("estimator")), None)  # fmt: skip # noqa: E501
-    # skill at foreseeing volatility is not yet money: the signals must pay for their costs too
-    decision = promotion.decide(winner, baseline, champion, promotion.PromotionRule(min_net_return=0.0))
-    unseen = training.out_of_sample(table, folds, winner.estimator, request.seed)
-    fitted, rule = training.fit_final(table, winner.estimator, request.seed)
-
+    learned = learn(load(store, dataset.windows), dataset, request)
+    decision = _decide(client, name, learned)
+    experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
+    tags = training_runs.tags_of(dataset, key, flow_run_id)
     with tempfile.TemporaryDirectory(prefix="tradeflows-train-") as temporary:
         folder = Path(temporary)
-        experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
-        saved = artifact.save(
-            folder / registry.MODEL_FOLDER,
-            fitted,
-            feature_set=features,
-            label=label,
-            rule=rule,
-            timeframe=dataset.timeframe,
-            dataset_digest=dataset.digest,
-            metadata={"data_mode": dataset.data_mode, "symbols": list(dataset.symbols), "seed": request.seed},
-        )
-        tags = {
-            "data_mode": dataset.data_mode,
-            "training_key": key,
-            "dataset_digest": dataset.digest,
-            "code_digest": artifact.code_digest(),
-            "symbols": ",".join(dataset.symbols),
-            "timeframe": dataset.timeframe.value,
-            "window": f"{dataset.windows[0].start:%Y-%m-%dT%H:%MZ}/{dataset.windows[0].end:%Y-%m-%dT%H:%MZ}",
-            "prefect_flow_run": flow_run_id or "",
-        }
-        unseen.to_parquet(folder / UNSEEN)
-        pictures = _pictures(folder, name, scores, dataset.data_mode)
-        parent = registry.log_run(
-            client,
-            experiment,
-            registry.Record(
-                name=f"{winner.estimator} {now:%Y-%m-%d %H:%M}",
-                params={**asdict(request), "estimator": winner.estimator, "features": features.version},
-                metrics=_metrics(winner, baseline) | {"rows": float(len(table))},
-                tags=tags,
-                files=[folder / UNSEEN, *pictures],
-            ),
-            at_ms=int(now.timestamp() * 1000),
-            finish=False,
+        manifest_sha256 = training_runs.write_model(folder / registry.MODEL_FOLDER, learned, dataset, request)
+        run_id, pictures = training_runs.log_parent(
+            client, experiment, folder, name, learned, dataset, request, tags, now
         )
         try:
-            _log_inputs(client, parent, dataset)
-            for number in range(len(folds)):
-                registry.log_run(
-                    client,
-                    experiment,
-                    registry.Record(f"fold {number + 1}", metrics=_fold_metrics(scores, number), tags=tags),
-                    at_ms=int(now.timestamp() * 1000),
-                    parent=parent,
-                )
-            example = next(iter(frames.values())).tail(features.rows_needed).reset_index()
-            model_uri = registry.log_model(client, parent, folder / registry.MODEL_FOLDER, example)
-            version = registry.register(
-                client,
-                name,
-                model_uri,
-                parent,
-                {
-                    **tags,
-                    "estimator": winner.estimator,
-                    "manifest_sha256": saved.sha256,
-                    "trained_until_ms": str(int(table.t1.max())),
-                    "skill": f"{winner.skill(baseline):.6f}",
-                },
-            )
+            training_runs.log_folds(client, experiment, run_id, learned.scores, tags, now)
+            model_uri = registry.log_model(client, run_id, folder / registry.MODEL_FOLDER, learned.example)
+            version_tags = {
+                **tags,
+                "estimator": learned.winner.estimator,
+                "manifest_sha256": manifest_sha256,
+                "trained_until_ms": str(int(learned.table.t1.max())),
+                "skill": f"{learned.winner.skill(learned.baseline):.6f}",
+            }
+            version = registry.register(client, name, model_uri, run_id, version_tags)
             client.set_registered_model_alias(name, registry.CHALLENGER, version)
             if decision.promote:
                 registry.promote(client, name, version)
-            current = registry.version_of(client, name, registry.CHAMPION)
             done = Trained(
                 model=name,
                 version=version,
-                run_id=parent,
-                run_link=registry.run_link(settings, experiment, parent),
+                run_id=run_id,
+                run_link=registry.run_link(settings, experiment, run_id),
                 version_link=registry.version_link(settings, name, version),
-                winner=winner.estimator,
+                winner=learned.winner.estimator,
                 promoted=decision.promote,
-                champion=str(current.version) if current is not None else None,
+                champion=_champion_version(client, name),
                 decision=list(decision.reasons),
-                scores=[_score_row(score, baseline) for score in scores],
-                folds=[fold.document() for score in scores for fold in score.folds],
+                scores=[_score_row(score, learned.baseline) for score in learned.scores],
+                folds=[fold.document() for score in learned.scores for fold in score.folds],
                 dataset_digest=dataset.digest,
                 data_mode=dataset.data_mode,
                 pictures=[path.name for path in pictures],
                 reused=False,
             )
-            client.log_dict(parent, asdict(done), SUMMARY)
+            client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
             # a run that stays open looks as if it were still at work
-            registry.finish_run(client, parent, failed=True)
+            registry.finish_run(client, run_id, failed=True)
             raise
-        registry.finish_run(client, parent)
+        registry.finish_run(client, run_id)
     return done
+
+
+def learn(frames: dict[str, pd.DataFrame], dataset: Dataset, request: TrainingRequest) -> Learned:
+    """Score every estimator in a purged walk-forward and fit the best one on all rows."""
+    from ml import estimators, evaluation, splits, training
+    from ml.features import FeatureSet
+    from ml.labels import LabelDefinition
+
+    label = LabelDefinition(request.horizon, request.buy_threshold, request.sell_threshold, request.round_trip_cost)
+    features = FeatureSet()
+    table = training.assemble(frames, features, label)
+    embargo = request.horizon * dataset.timeframe.delta
+    folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo)
+    step = f"train {dataset.timeframe.value}"
+    scores = training.walk_forward(
+        table, folds, seed=request.seed, progress=lambda done, total, _: progress.report(step, done, total)
+    )
+    winner = evaluation.best(scores)
+    fitted, rule = training.fit_final(table, winner.estimator, request.seed)
+    return Learned(
+        features=features,
+        label=label,
+        table=table,
+        scores=scores,
+        baseline=next(score for score in scores if score.estimator == estimators.BASELINE),
+        winner=winner,
+        unseen=training.out_of_sample(table, folds, winner.estimator, request.seed),
+        fitted=fitted,
+        rule=rule,
+        example=next(iter(frames.values())).tail(features.rows_needed).reset_index(),
+    )
+
+
+def _decide(client: MlflowClient, name: str, learned: Learned) -> Decision:
+    """The gate's word on the winner. The champion's recipe was walked through the same folds."""
+    from ml.promotion import PromotionRule, decide
+
+    current = registry.version_of(client, name, registry.CHAMPION)
+    recipe = current.tags.get("estimator") if current is not None else None
+    champion = next((score for score in learned.scores if score.estimator == recipe), None)
+    # skill at foreseeing volatility is not yet money: the signals must pay for their costs too
+    return decide(learned.winner, learned.baseline, champion, PromotionRule(min_net_return=0.0))
+
+
+def _champion_version(client: MlflowClient, name: str) -> str | None:
+    current = registry.version_of(client, name, registry.CHAMPION)
+    return str(current.version) if current is not None else None
 
 
 def _earlier(client: MlflowClient, name: str, key: str) -> Trained | None:
@@ -237,49 +240,11 @@ def _earlier(client: MlflowClient, name: str, key: str) -> Trained | None:
     if version is None or client.get_run(version.run_id).info.status != "FINISHED":
         return None
     summary = json.loads(registry.run_file(client, version.run_id, SUMMARY).read_text())
-    current = registry.version_of(client, name, registry.CHAMPION)
-    return Trained(**{**summary, "champion": str(current.version) if current is not None else None, "reused": True})
-
-
-def _metrics(winner: Scores, baseline: Scores) -> dict[str, float]:
-    return {**winner.metrics(), "skill": winner.skill(baseline), "baseline_log_loss": baseline.log_loss}
-
-
-def _fold_metrics(scores: list[Scores], number: int) -> dict[str, float]:
-    figures = {}
-    for score in scores:
-        fold = score.folds[number].document()
-        for metric in ("log_loss", "accuracy", "auc", "hit_rate", "net_return", "signals", "test_rows"):
-            if fold[metric] is not None:
-                figures[f"{score.estimator}.{metric}"] = float(fold[metric])
-    return figures
+    return Trained(**{**summary, "champion": _champion_version(client, name), "reused": True})
 
 
 def _score_row(score: Scores, baseline: Scores) -> dict[str, Any]:
     return {"estimator": score.estimator, **score.metrics(), "skill": score.skill(baseline)}
-
-
-def _log_inputs(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
-    from mlflow.entities import Dataset as LoggedDataset
-    from mlflow.entities import DatasetInput
-
-    window = dataset.windows[0]
-    logged = LoggedDataset(
-        name=f"{'-'.join(dataset.symbols)} {dataset.timeframe.value}"[:200],
-        # MLflow keeps 36 characters; the whole digest is in the run's tags
-        digest=dataset.digest[:32],
-        source_type="tradeflows",
-        source=json.dumps(
-            {"start": window.start.isoformat(), "end": window.end.isoformat(), "rows": dict(dataset.rows)}
-        ),
-    )
-    client.log_inputs(run_id, [DatasetInput(logged)])
-
-
-def _pictures(folder: Path, name: str, scores: list[Scores], data_mode: str) -> list[Path]:
-    from ml.plots import fold_losses
-
-    return [fold_losses(scores, f"{name}: log loss out of sample", folder / "fold_losses.png", data_mode)]
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def sandbox_server() -> Iterator[LocalSandbox]:
     app = application(shipped(7, CLOCK), CLOCK)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as deployments.sandbox does
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     # connections queue from the moment the socket listens, so nobody has to wait for the thread
     thread.start()

@@ -27,6 +27,9 @@ def main() -> None:
     clock = clock.replace(tzinfo=UTC) if clock.tzinfo is None else clock.astimezone(UTC)
     markets = shipped(options.seed, clock) | (from_folder(options.folder) if options.folder else {})
     listening = socket.create_server((options.host, options.port))
+    # else every reply but a connection's first waits 40 ms for an acknowledgement; connections inherit it, and
+    # asyncio sets it only on sockets whose protocol number was given
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     host, port = listening.getsockname()[:2]
     # connections queue from here on, so the address can be told
     print(f"{READY}http://{host}:{port}", flush=True)

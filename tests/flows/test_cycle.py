@@ -18,7 +18,7 @@ from tasks import registry
 from tasks.models import champion, unseen_targets
 from tasks.settings import load_settings
 from tasks.store import CHUNKS, analyses, open_store, read_candles
-from tasks.training import UNSEEN
+from tasks.training_runs import UNSEEN
 from trading.errors import BadWindow, DataError, InsufficientHistory, ModelNotFound, ModelRejected
 from trading.window import Timeframe, Window
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +54,17 @@ def test_addresses_that_will_do(address: str) -> None:
     with http.client(address, VARIABLE) as connection:
         assert connection.follow_redirects is False
         assert connection.timeout == http.TIMEOUT
+
+
+def test_certificates_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(httpx, "Client", lambda **options: made.append(options["verify"]))
+    http.client("https://exchange.test", VARIABLE)
+    http.client("http://127.0.0.1:8000", VARIABLE)
+    assert made[0] is True
+    # nothing to check on plain http, and no TLS peer would pass
+    assert (made[1].verify_mode, made[1].check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert made[1].cert_store_stats()["x509_ca"] == 0
 
 
 @given(st.text(alphabet="ab1:/?#[]%& \\", max_size=12))
