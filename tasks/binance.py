@@ -30,7 +30,8 @@ from trading.window import Window
 
 VARIABLE: Final = "TRADEFLOWS_EXCHANGE_URL"
 PAGE: Final = 1000
-INVALID_SYMBOL: Final = -1121
+# codes of an unknown symbol, and of one in letters that no symbol has, such as lower case
+NO_SUCH_SYMBOL: Final = frozenset({-1121, -1100})
 
 
 class BinanceSource:
@@ -43,7 +44,8 @@ class BinanceSource:
         try:
             information = self._get("/api/v3/exchangeInfo", {"symbol": symbol})
         except SourceRefused as error:
-            if _code(error) != INVALID_SYMBOL:
+            # the symbol is the only parameter, so the illegal characters are its own
+            if _code(error) not in NO_SUCH_SYMBOL:
                 raise
             raise self._unknown(symbol) from None
         one = next((item for item in _listed(information) if item.get("symbol") == symbol), None)
@@ -59,7 +61,8 @@ class BinanceSource:
 
     def fetch(self, window: Window) -> pd.DataFrame:
         require_over(window, self.server_time())
-        first, end = milliseconds_of(window.start), milliseconds_of(window.end)
+        start, end = milliseconds_of(window.start), milliseconds_of(window.end)
+        first = start
         step = int(window.timeframe.delta.total_seconds() * 1000)
         rows: list[list[float]] = []
         while first < end:
@@ -80,11 +83,12 @@ class BinanceSource:
                 numbers(row[:6] if isinstance(row, list) else row, len(rows) + at, f"klines of {window}")
                 for at, row in enumerate(page)
             ]
-            if not found:
+            inside = [row for row in found if start <= row[0] < end]
+            if not inside:
                 break
+            rows += inside
             # a page shorter than asked for is no proof of the end: some of its rows may be lost
-            rows += [row for row in found if row[0] < end]
-            first = max(int(max(row[0] for row in found)) + step, first + step)
+            first = max(int(max(row[0] for row in inside)) + step, first + step)
         return raw_frame(rows)
 
     def server_time(self) -> datetime:

@@ -71,8 +71,8 @@ def read(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except ValueError as error:
-        # what pandas and pyarrow raise for a broken file is a ValueError too
+    except (ValueError, OSError, KeyError, TypeError, NotImplementedError) as error:
+        # what pandas and pyarrow raise for a damaged file, by which of its bytes are hit
         raise MalformedResponse(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     time = next((name for name in TIME_COLUMNS if name in table.columns), None)
     missing = [name for name in COLUMNS if name not in table.columns]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from trading.errors import TradeflowsError
+from tasks.http import LONGEST_WAIT
+from trading.errors import RateLimited, TradeflowsError
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -59,7 +60,8 @@ def prefect_options(policy: RetryPolicy) -> dict[str, Any]:
     """Keyword arguments of ``@task`` for a policy: retries, no cache, no persisted result.
 
     Retry-After is honoured below the task, by the client that got it: Prefect fixes a task's delays
-    beforehand.
+    beforehand. One too long for the client to wait is not tried again: all of these delays together are
+    shorter, and asking before the time is what exchanges ban for.
     """
     from prefect.cache_policies import NO_CACHE
 
@@ -75,4 +77,6 @@ def prefect_options(policy: RetryPolicy) -> dict[str, Any]:
 
 def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.data
+    if isinstance(error, RateLimited) and (error.retry_after or 0) > LONGEST_WAIT:
+        return False
     return isinstance(error, BaseException) and is_transient(error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -43,6 +44,7 @@ class Faults:
         truncated: the JSON text is cut in half.
         duplicated, missing, malformed: rows sent twice, left out, or with high below low.
         shuffled: pages whose rows come in another order.
+        only: the faults end after so many candle requests; 0 for never.
     """
 
     seed: int = 0
@@ -56,6 +58,7 @@ class Faults:
     missing: float = 0.0
     malformed: float = 0.0
     shuffled: float = 0.0
+    only: int = 0
 
 
 @dataclass
@@ -142,6 +145,8 @@ async def _klines(request: Request) -> Response:
     except ValueError:
         return _refusal(-1100, "Illegal characters found in a parameter.")
     faults, rng = state.faults, state.rng
+    if faults.only:
+        state.faults = replace(faults, only=faults.only - 1) if faults.only > 1 else Faults()
     fate = rng.random(5)
     if fate[0] < faults.rate_limited:
         headers = {"Retry-After": f"{faults.retry_after:g}"}
@@ -211,8 +216,8 @@ async def _chart(request: Request) -> Response:
 async def _clock(request: Request) -> Response:
     state = _state(request)
     if request.method == "PUT":
-        asked = await request.json()
         try:
+            asked = await request.json()
             if "advance_seconds" in asked:
                 state.set(state.clock + timedelta(seconds=float(asked["advance_seconds"])))
             else:
@@ -227,11 +232,19 @@ async def _faults(request: Request) -> Response:
     state = _state(request)
     if request.method == "PUT":
         try:
-            state.faults = replace(Faults(), **await request.json())
-        except TypeError as error:
+            state.faults = _checked(await request.json())
+        except (TypeError, ValueError) as error:
             return JSONResponse({"error": str(error)}, 400)
         state.rng = np.random.default_rng(state.faults.seed)
     return JSONResponse(asdict(state.faults))
+
+
+def _checked(asked: Any) -> Faults:
+    for name, value in dict(asked).items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not number or (name in {"seed", "only"} and not isinstance(value, int)):
+            raise ValueError(f"{name} is {value!r}; give a number from 0 on, a whole one for seed and only")
+    return Faults(**asked)
 
 
 def _page(market: Market, clock: datetime, first: int | None, last: int | None, limit: int) -> np.ndarray:

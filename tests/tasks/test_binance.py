@@ -135,6 +135,22 @@ def test_rows_past_the_end_are_cut(stub: Any, http_reply: Any) -> None:
     assert len(server.paths) == 2
 
 
+def test_rows_before_the_start_are_cut(stub: Any, http_reply: Any) -> None:
+    """Whatever an exchange that ignores startTime sends."""
+    page = http_reply(json.dumps([kline(number) for number in range(-3, 3)]))
+    server = stub({"/api/v3/time": http_reply('{"serverTime": 1600000000000}'), "/api/v3/klines": page})
+    with BinanceSource(server.url) as source:
+        assert source.fetch(hours(3))["open_time"].tolist() == [FIRST, FIRST + STEP, FIRST + 2 * STEP]
+    assert len(server.paths) == 2
+
+
+def test_a_row_from_far_ahead_does_not_end_the_paging(stub: Any, http_reply: Any) -> None:
+    pages = [[kline(0), kline(10**6)], [kline(1), kline(2)]]
+    server = stub([http_reply('{"serverTime": 1600000000000}'), *(http_reply(json.dumps(page)) for page in pages)])
+    with BinanceSource(server.url) as source:
+        assert source.fetch(hours(3))["open_time"].tolist() == [FIRST, FIRST + STEP, FIRST + 2 * STEP]
+
+
 @pytest.mark.parametrize("end", [datetime(2019, 1, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)])
 def test_a_window_that_is_not_over_is_refused_by_the_exchange_s_clock(sandbox: Any, end: datetime) -> None:
     with pytest.raises(BadWindow) as caught:
@@ -204,6 +220,15 @@ def test_a_symbol_like_no_other_comes_with_some_that_exist(sandbox: Any) -> None
         pytest.raises(UnknownSymbol, match=r"BTCSIM, ETHSIM, NASDAQ, SOLSIM, SP"),
     ):
         source.describe("ÄÖÜ&x=1")
+
+
+def test_letters_that_no_symbol_has_are_an_unknown_symbol_too(stub: Any, http_reply: Any) -> None:
+    """What Binance says of a symbol in lower case."""
+    refusal = {"code": -1100, "msg": "Illegal characters found in parameter 'symbol'; legal range is '^[A-Z0-9-_.]+$'."}
+    listed = {"symbols": [{"symbol": "ETHUSDT"}, {"symbol": "BTCUSDT"}]}
+    server = stub([http_reply(json.dumps(refusal), 400), http_reply(json.dumps(listed))])
+    with BinanceSource(server.url) as source, pytest.raises(UnknownSymbol, match="'btcusdt'; did you mean BTCUSDT"):
+        source.describe("btcusdt")
 
 
 def test_another_refusal_is_no_unknown_symbol(stub: Any, http_reply: Any) -> None:
@@ -357,8 +382,8 @@ def test_an_exchange_that_sends_one_page_for_ever_is_not_asked_for_ever(stub: An
     page = http_reply(json.dumps([kline(-2), kline(-1)]))
     server = stub({"/api/v3/time": http_reply('{"serverTime": 1600000000000}'), "/api/v3/klines": page})
     with BinanceSource(server.url) as source:
-        source.fetch(hours(20))
-    assert len(server.paths) <= 21
+        assert len(source.fetch(hours(20))) == 0
+    assert len(server.paths) == 2
 
 
 def test_lost_rows_are_missing_and_nothing_else_is(sandbox: Any) -> None:

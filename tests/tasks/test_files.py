@@ -224,3 +224,23 @@ def test_real_candles(shared: Path) -> None:
     raw = source.fetch(Window("binance_BTCUSDT", Timeframe.H1, begin, begin + 500 * HOUR))
     assert len(raw) > 450
     assert raw["close"].tolist() == table["close"].iloc[100 : 100 + len(raw)].tolist()
+
+
+def test_a_damaged_parquet_file_is_read_or_malformed(tmp_path: Path) -> None:
+    """Never an error of pyarrow's or of pandas' own, whichever bytes are hit."""
+    rng = np.random.default_rng(11)
+    path = tmp_path / "BTC_1h.parquet"
+    columns = {name: rng.random(200) for name in ("open", "high", "low", "close", "volume")}
+    pd.DataFrame({"timestamp": np.arange(200) * 3_600_000} | columns).to_parquet(path)
+    whole = path.read_bytes()
+    causes = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), 6):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except MalformedResponse as error:
+            causes.add(type(error.__cause__))
+    assert any(issubclass(cause, OSError) for cause in causes)

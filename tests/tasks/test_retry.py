@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tasks.http import LONGEST_WAIT
 from tasks.retry import EXCHANGE, LLM, NOTIFY, REGISTRY, STORE, RetryPolicy, is_transient, prefect_options
 from trading import errors
 
@@ -136,6 +137,12 @@ def would_retry(task: Any, error: BaseException) -> bool:
 def test_prefect_retries_transient_errors_and_no_others(fetch: Any) -> None:
     assert [error for error in TRANSIENT if not would_retry(fetch, error)] == []
     assert [error for error in LASTING if would_retry(fetch, error)] == []
+
+
+def test_a_rate_limit_is_retried_unless_it_asks_for_longer_than_anybody_waits(fetch: Any) -> None:
+    assert sum(EXCHANGE.delays) * (1 + EXCHANGE.jitter) < LONGEST_WAIT  # the delays cannot stand in for the wait
+    for asked, worth in ((None, True), (0.0, True), (LONGEST_WAIT, True), (LONGEST_WAIT + 1, False), (1e9, False)):
+        assert would_retry(fetch, errors.RateLimited("slow down", asked)) is worth, asked
 
 
 def test_a_failed_state_without_an_error_is_not_retried(fetch: Any) -> None:

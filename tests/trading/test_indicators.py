@@ -1,0 +1,128 @@
+"""TA-Lib (ours) and ``ta`` hold each other: every indicator that both have, on real candles, to 1e-9."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ta.momentum import ROCIndicator, RSIIndicator, StochasticOscillator, WilliamsRIndicator
+from ta.trend import MACD, ADXIndicator, CCIIndicator, EMAIndicator, SMAIndicator
+from ta.volatility import AverageTrueRange, BollingerBands
+from ta.volume import OnBalanceVolumeIndicator
+
+from trading import indicators as own
+
+# recursive indicators forget how they were started: (1 - 1/14)^1000 is 1e-32
+WARM_UP = 1_000
+
+Bars = pd.DataFrame
+
+
+def columns(bars: Bars, *names: str) -> list[np.ndarray]:
+    return [bars[name].to_numpy() for name in names]
+
+
+HLC = ("high", "low", "close")
+
+
+def vwap_by_definition(bars: Bars) -> pd.Series:
+    typical = (bars["high"] + bars["low"] + bars["close"]) / 3
+    return (typical * bars["volume"]).rolling(14).sum() / bars["volume"].rolling(14).sum()
+
+
+PAIRS: dict[str, tuple[Callable[[Bars], np.ndarray], Callable[[Bars], pd.Series]]] = {
+    "sma": (lambda b: own.sma(*columns(b, "close"), 20), lambda b: SMAIndicator(b["close"], 20).sma_indicator()),
+    "ema": (lambda b: own.ema(*columns(b, "close"), 50), lambda b: EMAIndicator(b["close"], 50).ema_indicator()),
+    "rsi": (lambda b: own.rsi(*columns(b, "close")), lambda b: RSIIndicator(b["close"]).rsi()),
+    "macd": (lambda b: own.macd(*columns(b, "close"))[0], lambda b: MACD(b["close"]).macd()),
+    "macd_signal": (lambda b: own.macd(*columns(b, "close"))[1], lambda b: MACD(b["close"]).macd_signal()),
+    "macd_histogram": (lambda b: own.macd(*columns(b, "close"))[2], lambda b: MACD(b["close"]).macd_diff()),
+    "stochastic_k": (
+        lambda b: own.stochastic(*columns(b, *HLC))[0],
+        lambda b: StochasticOscillator(b["high"], b["low"], b["close"]).stoch(),
+    ),
+    "stochastic_d": (
+        lambda b: own.stochastic(*columns(b, *HLC))[1],
+        lambda b: StochasticOscillator(b["high"], b["low"], b["close"]).stoch_signal(),
+    ),
+    "williams_r": (
+        lambda b: own.williams_r(*columns(b, *HLC)),
+        lambda b: WilliamsRIndicator(b["high"], b["low"], b["close"]).williams_r(),
+    ),
+    "roc": (lambda b: own.roc(*columns(b, "close"), 12), lambda b: ROCIndicator(b["close"], 12).roc()),
+    "cci": (lambda b: own.cci(*columns(b, *HLC)), lambda b: CCIIndicator(b["high"], b["low"], b["close"]).cci()),
+    "adx": (lambda b: own.adx(*columns(b, *HLC)), lambda b: ADXIndicator(b["high"], b["low"], b["close"]).adx()),
+    "atr": (
+        lambda b: own.atr(*columns(b, *HLC)),
+        lambda b: AverageTrueRange(b["high"], b["low"], b["close"]).average_true_range(),
+    ),
+    "bollinger_upper": (
+        lambda b: own.bollinger(*columns(b, "close"))[0],
+        lambda b: BollingerBands(b["close"]).bollinger_hband(),
+    ),
+    "bollinger_lower": (
+        lambda b: own.bollinger(*columns(b, "close"))[2],
+        lambda b: BollingerBands(b["close"]).bollinger_lband(),
+    ),
+    # TA-Lib has none, so ours is ``ta``'s, and the definition holds it
+    "vwap": (lambda b: own.vwap(*columns(b, *HLC, "volume")), lambda b: vwap_by_definition(b)),
+}
+# figures around zero are held to 1e-9 of their usual size, not of the moment's
+SIGNED = {"macd", "macd_signal", "macd_histogram", "roc", "cci", "williams_r", "stochastic_k", "stochastic_d"}
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Bars:
+    import arch.data.sp500
+
+    table = arch.data.sp500.load().astype("float64")
+    return table.rename(columns=str.lower)[["open", "high", "low", "close", "volume"]]
+
+
+@pytest.fixture(scope="module")
+def hours(shared: Path) -> Bars:
+    return pd.read_parquet(shared / "data" / "binance_BTCUSDT_1h.parquet")
+
+
+def agree(name: str, bars: Bars) -> None:
+    ours, theirs = PAIRS[name][0](bars)[WARM_UP:], PAIRS[name][1](bars).to_numpy()[WARM_UP:]
+    assert np.isfinite(ours).all()
+    usual = float(np.mean(np.abs(theirs))) if name in SIGNED else 0.0
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * usual)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_libraries_agree_on_sessions(name: str, sessions: Bars) -> None:
+    agree(name, sessions)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_libraries_agree_on_hours(name: str, hours: Bars) -> None:
+    agree(name, hours)
+
+
+def test_on_balance_volume_agrees_wherever_the_close_moved(sessions: Bars) -> None:
+    ours = own.obv(*columns(sessions, "close", "volume"))
+    theirs = OnBalanceVolumeIndicator(sessions["close"], sessions["volume"]).on_balance_volume().to_numpy()
+    # on an unchanged close TA-Lib adds nothing, as Granville wrote, and ``ta`` adds the volume
+    moved = np.diff(sessions["close"].to_numpy()) != 0
+    np.testing.assert_allclose(np.diff(ours)[moved], np.diff(theirs)[moved], rtol=1e-9)
+    assert (np.diff(ours)[~moved] == 0).all()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_indicator_sees_the_future(name: str, sessions: Bars) -> None:
+    whole = PAIRS[name][0](sessions)
+    for cut in (WARM_UP, 2_500):
+        np.testing.assert_array_equal(PAIRS[name][0](sessions.iloc[:cut]), whole[:cut])
+
+
+def test_warm_up_is_nan_not_zero(sessions: Bars) -> None:
+    for name, first in {"atr": 14, "adx": 27, "rsi": 14, "sma": 19, "cci": 19, "bollinger_upper": 19}.items():
+        values: Any = PAIRS[name][0](sessions)
+        assert np.isnan(values[:first]).all(), name
+        assert np.isfinite(values[first]), name
