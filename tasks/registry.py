@@ -69,8 +69,12 @@ def connect(settings: Settings) -> MlflowClient:
 
     quiet_libraries()
     uri = tracking_uri(settings)
+    told = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    # MLflow writes the address into the environment, where the next run of this process would take it for a setting
+    if told is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return MlflowClient(uri, registry_uri=uri)
 
 

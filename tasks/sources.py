@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -14,7 +14,7 @@ import pandas as pd
 from tasks.settings import Settings
 from trading.errors import BadWindow, ConfigurationError, MalformedResponse
 from trading.masks import RAW_COLUMNS
-from trading.window import Window
+from trading.window import EPOCH, Window
 
 LIVE: Final = "live"
 SAMPLE: Final = "sample"
@@ -149,9 +149,10 @@ def require_over(window: Window, clock: datetime) -> None:
 
 def moment_of(milliseconds: float) -> datetime:
     """A time of a source, which counts milliseconds from the epoch, as UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
+    return EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def milliseconds_of(moment: datetime) -> int:
     """The other way round."""
-    return int(moment.timestamp() * 1000)
+    # in whole numbers: a float's rounding can lose a millisecond
+    return (moment - EPOCH) // timedelta(milliseconds=1)

@@ -186,7 +186,7 @@ class SqliteDocuments:
 
         try:
             yield
-        except InvalidBSON as error:
+        except (InvalidBSON, UnicodeDecodeError) as error:  # the latter from damaged names in the schema
             raise StoreUnavailable(f"the store {self._path} is damaged ({error}); restore it from a backup") from error
         except sqlite3.Error as error:
             # errors of the module itself, such as a closed connection, carry no code

@@ -72,6 +72,11 @@ def test_the_cycle_leaves_evidence_and_a_second_one_changes_nothing(home: Path) 
         assert {chunk["_id"]: (chunk["rev"], chunk["digest"]) for chunk in store.documents.find(CHUNKS)} == before
         assert len(analyses(store, "SP500")) == 1
 
+    # artifacts lie under the home, and the address of one run is no setting of the next
+    assert (home / "mlflow" / "artifacts").is_dir()
+    assert not (Path.cwd() / "mlruns").exists()
+    assert load_settings().mlflow_tracking_uri is None
+
     _the_champion_trades_only_what_it_has_not_seen(home)
     _a_changed_artifact_is_refused(home)
 

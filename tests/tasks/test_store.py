@@ -515,6 +515,14 @@ def test_a_body_that_is_not_bson_is_damage(tmp_path: Path, store: Store) -> None
         store.documents.find(RESULTS)
 
 
+def test_a_damaged_table_of_contents_is_damage(tmp_path: Path) -> None:
+    open_store(tmp_path).documents.close()
+    path = tmp_path / "store.db"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE ledger", b"CREATE TABL\xff ledger"))
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        open_store(tmp_path)
+
+
 def test_a_busy_store_is_worth_another_try(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.sqlite_documents.BUSY_SECONDS", 0.05)
     connection = sqlite3.connect(tmp_path / "store.db", isolation_level=None)

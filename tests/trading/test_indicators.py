@@ -69,7 +69,7 @@ PAIRS: dict[str, tuple[Callable[[Bars], np.ndarray], Callable[[Bars], pd.Series]
         lambda b: BollingerBands(b["close"]).bollinger_lband(),
     ),
     # TA-Lib has none, so ours is ``ta``'s, and the definition holds it
-    "vwap": (lambda b: own.vwap(*columns(b, *HLC, "volume")), lambda b: vwap_by_definition(b)),
+    "vwap": (lambda b: own.vwap(*columns(b, *HLC, "volume")), vwap_by_definition),
 }
 # figures around zero are held to 1e-9 of their usual size, not of the moment's
 SIGNED = {"macd", "macd_signal", "macd_histogram", "roc", "cci", "williams_r", "stochastic_k", "stochastic_d"}
