@@ -13,12 +13,12 @@ help: ## show this list
 demo: .venv/.installed ## the main job on sample and simulated candles: ingest, train, analyse, backtest, report
 	@$(BIN)/tradeflows demo
 
-test: .venv/.installed ## all tests; unit tests first, then those that start real servers
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not integration"
+test: unit ## all tests; unit tests first, then those that start real servers
 	@$(BIN)/pytest -q -m integration
 
+# passive, or the threads of two test processes spin against each other
 unit: .venv/.installed ## the unit tests alone
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not integration"
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n 2 --dist loadfile -m "not integration"
 
 lint: .venv/.installed ## ruff and mypy --strict
 	@$(BIN)/ruff check .

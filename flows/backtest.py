@@ -74,6 +74,7 @@ def _publish(timeframe: Timeframe, found: Backtested) -> None:
         *(f"- {reason}" for reason in found.absent),
     ]
     reports.markdown(f"backtest-{timeframe.value}", "\n\n".join(text), f"{len(table)} strategy runs")
+    reports.table(f"strategies-{timeframe.value}", found.rows, "every figure of every strategy run")
     for path in found.pictures:
         symbol = Path(path).stem.lower().replace("_", "-").replace(".", "-")
         reports.picture(f"equity-{symbol}-{timeframe.value}", Path(path), f"Equity of {Path(path).stem}")

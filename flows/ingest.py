@@ -129,3 +129,4 @@ def _publish(result: IngestResult, first: Window) -> None:
     if result.failures:
         text += ["## Failed windows", *(f"- {failure}" for failure in result.failures)]
     reports.markdown(f"ingest-{result.timeframe}", "\n\n".join(text), headline)
+    reports.table(f"candles-{result.timeframe}", result.rows, headline)

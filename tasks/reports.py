@@ -20,6 +20,13 @@ def markdown(key: str, text: str, description: str) -> None:
     create_markdown_artifact(markdown=text, key=key, description=description)
 
 
+def table(key: str, rows: Sequence[Mapping[str, object]], description: str) -> None:
+    """Write a table artifact of this run: rows that the Prefect pages can sort and search."""
+    from prefect.artifacts import create_table_artifact
+
+    create_table_artifact(table=[dict(row) for row in rows], key=key, description=description)
+
+
 def picture(key: str, path: Path, description: str) -> None:
     """Show a PNG file: a markdown artifact with the picture itself inside.
 

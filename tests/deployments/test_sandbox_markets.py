@@ -82,6 +82,7 @@ def test_generated_markets_are_hourly_without_a_gap_and_reach_past_the_clock(mar
         end = Timeframe.H1.floor(CLOCK + GENERATED_AHEAD)
         window = Window(recipe.symbol, Timeframe.H1, GENERATED_START, end)
         np.testing.assert_array_equal(market.opens, expected_opens(window, "24/7"))
+        assert market.opens[-1] > CLOCK.timestamp() * 1000
         np.testing.assert_array_equal(market.values, bars[recipe.symbol])
         screening = screen(raw_frame(np.column_stack([market.opens, market.values])), window, "24/7")
         assert (screening.quarantined, len(screening.missing)) == ({}, 0)

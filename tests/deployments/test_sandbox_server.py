@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,19 @@ def test_the_clock_is_set_and_moved_on(ask: Any, put: Any) -> None:
     assert ask("/api/v3/time").json() == {"serverTime": ms("2018-06-01T12:01:00")}
 
 
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine whose local time is not UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_east")
 @pytest.mark.parametrize("text", ["2018-06-01T12:00:00", "2018-06-01T14:00:00+02:00", "2018-06-01T12:00:00Z"])
-def test_times_are_utc_unless_they_say_otherwise(put: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_times_are_utc_unless_they_say_otherwise(put: Any, text: str) -> None:
     assert put("/sandbox/clock", {"time": text}).json() == {"time": "2018-06-01T12:00:00+00:00"}
 
 
@@ -306,7 +318,9 @@ def test_it_runs_as_a_process_and_leaves_none(tmp_path: Path) -> None:
         assert httpx.get(f"{exchange.url}/api/v3/klines", params=BTC).status_code == 503
         with pytest.raises(httpx.HTTPStatusError):
             exchange.set_faults(nosuch=1.0)
+        leaving = time.monotonic()
     assert gone(exchange.pid)
+    assert time.monotonic() - leaving < 5  # it went when asked, and was not killed after a wait
     with socket.socket() as probe:
         assert probe.connect_ex((host, int(port))) != 0
 

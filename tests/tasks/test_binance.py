@@ -206,7 +206,7 @@ def test_a_calendar_that_there_is_not(stub: Any, http_reply: Any) -> None:
         source.describe("BTCUSDT")
 
 
-@pytest.mark.parametrize(("asked", "meant"), [("BTCSIN", "BTCSIM"), ("btcsim", "BTCSIM"), ("SP50", "SP500")])
+@pytest.mark.parametrize(("asked", "meant"), [("BTCSIN", "BTCSIM"), ("solsim", "SOLSIM"), ("SP50", "SP500")])
 def test_an_unknown_symbol_comes_with_close_ones(sandbox: Any, asked: str, meant: str) -> None:
     with BinanceSource(sandbox.url) as source, pytest.raises(UnknownSymbol) as caught:
         source.describe(asked)

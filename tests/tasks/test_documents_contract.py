@@ -634,7 +634,7 @@ def test_a_reader_sees_a_chunk_as_it_was_or_as_it_is(address: str, store: Store,
     writer.next()
     seen: list[list[float]] = []
     deadline = time.monotonic() + PATIENCE
-    while len({tuple(closes) for closes in seen}) < 12:
+    while len({tuple(closes) for closes in seen}) < 40:
         assert time.monotonic() < deadline, "the writer wrote nothing new"
         closes = read_candles(store, window_of(border - half, border + half))["close"].to_numpy()
         assert len(closes) == 2 * half

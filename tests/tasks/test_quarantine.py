@@ -108,6 +108,12 @@ def test_rows_that_differ_in_anything_are_two(store: Store, other: Row) -> None:
     assert len(find(store, "BTCUSDT", "1h")) == 2
 
 
+def test_a_row_with_another_reason_than_before_is_new(store: Store) -> None:
+    assert put_aside(store, (OPEN, GOOD, ["misaligned"])) == 1
+    assert put_aside(store, (OPEN, GOOD, ["off_session"])) == 1
+    assert counts(store) == {"BTCUSDT|1h": {"misaligned": 1, "off_session": 1}}
+
+
 def test_no_rows_are_none(store: Store) -> None:
     assert put_aside(store) == 0
     assert (find(store, "BTCUSDT", "1h"), counts(store), counts(store, "BTCUSDT")) == ([], {}, {})
@@ -154,6 +160,7 @@ def test_counts_are_per_series_and_reason(store: Store) -> None:
     bitcoin = {"BTCUSDT|1h": {"null": 2, "infinite": 1}, "BTCUSDT|4h": {"null": 1}}
     assert counts(store) == {**bitcoin, "BTC|1h": {"duplicate": 1}}
     assert counts(store, "BTCUSDT") == bitcoin
+    assert counts(store, "BTC") == {"BTC|1h": {"duplicate": 1}}
     assert counts(store, "ETHUSDT") == {}
 
 

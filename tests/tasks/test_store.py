@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.sqlite_documents import SqliteDocuments
 from tasks.store import (
     ANALYSES,
     CHUNKS,
@@ -526,7 +527,8 @@ def test_a_damaged_table_of_contents_is_damage(tmp_path: Path) -> None:
 def test_a_busy_store_is_worth_another_try(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.sqlite_documents.BUSY_SECONDS", 0.05)
     connection = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
+    # exclusive: readers do not wait for a writer
+    connection.execute("BEGIN EXCLUSIVE")
     with open_store(tmp_path) as impatient:
         with pytest.raises(StoreUnavailable, match="try again") as caught:
             put_result(impatient, "digest", "backtest", {}, NOW)
@@ -536,6 +538,12 @@ def test_a_busy_store_is_worth_another_try(tmp_path: Path, store: Store, monkeyp
         put_result(impatient, "digest", "backtest", {}, NOW)
         assert get_result(impatient, "digest") == {}
     connection.close()
+
+
+def test_a_commit_waits_for_the_disk(store: Store) -> None:
+    # what only pulling the plug would show
+    assert isinstance(store.documents, SqliteDocuments)
+    assert store.documents._connection().execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 def test_a_full_disk_is_an_error_and_the_store_works_on_when_there_is_space(tmp_path: Path) -> None:
