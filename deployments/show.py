@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tasks import progress
 from tasks.settings import Settings
+from trading.errors import InvalidRequest
 
 FORMATS: Final = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%MZ", "%Y-%m-%dT%H:%M:%SZ"]
 MODE_STYLES: Final = {"live": "green", "sample": "yellow", "simulated": "magenta"}
@@ -20,7 +21,11 @@ T = TypeVar("T")
 
 
 def watched(work: Callable[[], T]) -> T:
-    """Run ``work`` under a bar per step (on standard error, so that output can be piped)."""
+    """Run ``work`` under a bar per step (on standard error, so that output can be piped).
+
+    Raises:
+        InvalidRequest: a parameter that the flow does not take.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<14}"),
@@ -38,8 +43,14 @@ def watched(work: Callable[[], T]) -> T:
                 known[step] = bars.add_task(step, total=max(total, 1))
             bars.update(known[step], completed=done if total else 1, total=max(total, 1))
 
-        with progress.watched(watch):
-            return work()
+        from prefect.exceptions import ParameterTypeError
+
+        try:
+            with progress.watched(watch):
+                return work()
+        except ParameterTypeError as error:
+            # "Flow run received invalid parameters:\n - fee_rate: Input should be less than 1"
+            raise InvalidRequest("; ".join(line.strip(" -") for line in str(error).splitlines()[1:])) from error
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:

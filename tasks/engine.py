@@ -40,16 +40,17 @@ class EngineSource:
     def fetch(self, window: Window) -> pd.DataFrame:
         now = self.server_time()
         require_over(window, now)
-        wanted = (now - window.start) // window.timeframe.delta + 1
+        # one for the bar that is forming, one for an engine whose clock has passed into the next
+        wanted = (now - window.start) // window.timeframe.delta + 2
         if wanted > LARGEST:
             raise SourceRefused(
-                f"{window} lies {wanted} bars back and the engine is asked for {LARGEST} at most; "
+                f"{window} would take the newest {wanted} bars and the engine is asked for {LARGEST} at most; "
                 "ingest older candles from the exchange or from files"
             )
         candles = self._chart(window.symbol, window.timeframe, wanted)["candles"]
         rows = [_row(candle, at, window) for at, candle in enumerate(candles)]
         first, end = milliseconds_of(window.start), milliseconds_of(window.end)
-        if rows and min(row[0] for row in rows) > first and len(rows) < wanted:
+        if rows and min(row[0] for row in rows) > first:
             raise SourceRefused(
                 f"the engine's candles of {window.symbol} {window.timeframe} begin at "
                 f"{datetime.fromtimestamp(min(row[0] for row in rows) / 1000, tz=UTC):%Y-%m-%dT%H:%MZ}, after the "

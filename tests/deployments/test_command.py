@@ -34,6 +34,13 @@ def test_a_bad_timeframe_is_told_with_those_there_are(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.integration
+def test_a_parameter_that_the_flow_refuses_is_told_by_name(tmp_path: Path) -> None:
+    ended = tradeflows("backtest", "BTCUSDT", "--fee-rate", "1.5", "--home", str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("InvalidRequest: fee_rate: Input should be less than 1")
+
+
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     ended = tradeflows("ingest", "BTCUSDT", "--timeframe", "7m", "--home", str(tmp_path), "--traceback")
     assert "Traceback" in ended.stderr

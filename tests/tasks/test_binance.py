@@ -233,7 +233,7 @@ def test_letters_that_no_symbol_has_are_an_unknown_symbol_too(stub: Any, http_re
 
 def test_another_refusal_is_no_unknown_symbol(stub: Any, http_reply: Any) -> None:
     for body in ('{"code": -2015, "msg": "key"}', "<html>", "[1]", '{"code": null}', "\xff"):
-        source = BinanceSource(stub([http_reply(body.encode("latin-1"), 403)]).url)
+        source = BinanceSource(stub([http_reply(body.encode("latin-1"), 403), http_reply('{"symbols": []}')]).url)
         with source, pytest.raises(SourceRefused, match="answered 403"):
             source.describe("BTCUSDT")
 

@@ -616,7 +616,7 @@ def test_the_order_of_disjoint_writes_does_not_matter(store: Store) -> None:
 def test_eight_processes_write_one_series_and_nothing_is_lost(
     address: str, store: Store, worker: Callable[..., Worker]
 ) -> None:
-    batches = 8
+    batches = 5
     results = together([worker("slices", address, me, 8, batches) for me in range(8)])
     assert results == [[10] * batches] * 8
     candles = read_candles(store, window_of(0, 80 * batches))

@@ -54,7 +54,7 @@ def at_now(sandbox: Any) -> Any:
     return sandbox
 
 
-@pytest.mark.parametrize(("first", "last"), [(1, 0), (24, 0), (24, 23), (1500, 200), (4_999, 4_990)])
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (24, 0), (24, 23), (1500, 200), (LARGEST - 2, LARGEST - 9)])
 def test_a_window_is_exactly_its_bars(at_now: Any, first: int, last: int) -> None:
     window = ago(first, last)
     with engine(at_now) as source:
@@ -72,7 +72,7 @@ def test_the_engine_gives_the_forming_candle_and_we_do_not(stub: Any, http_reply
     with engine(server) as source:
         frame = source.fetch(ago(2, 0))
     assert frame["open_time"].tolist() == [candle(2)["timestamp"], candle(1)["timestamp"]]
-    assert server.paths == ["/api/market/chart/BTCSIM/1h?limit=3"]
+    assert server.paths == ["/api/market/chart/BTCSIM/1h?limit=4"]
 
 
 def test_an_engine_that_leaves_the_forming_candle_out(stub: Any, http_reply: Any) -> None:
@@ -95,8 +95,8 @@ def test_the_clock_is_ours_in_utc(at_now: Any) -> None:
 
 def test_a_window_further_back_than_can_be_asked_for_is_refused_unasked(stub: Any) -> None:
     server = stub([b""])
-    with engine(server) as source, pytest.raises(SourceRefused, match=f"lies {LARGEST + 1} bars back .*from files"):
-        source.fetch(ago(LARGEST, LARGEST - 5))
+    with engine(server) as source, pytest.raises(SourceRefused, match=f"newest {LARGEST + 1} bars .*from files"):
+        source.fetch(ago(LARGEST - 1, LARGEST - 5))
     assert server.paths == []
 
 
@@ -109,6 +109,16 @@ def test_a_window_further_back_than_the_engine_remembers_is_refused(stub: Any, h
         caught.value
     )
     assert not is_transient(caught.value)
+
+
+def test_an_engine_whose_clock_is_ahead_of_ours(stub: Any, http_reply: Any) -> None:
+    """It has begun the next bar; the newest N of it are not the newest N of ours."""
+    bars = [candle(hours) for hours in (3, 2, 1, 0, -1)]
+    with engine(stub([http_reply(chart(*bars[-4:]))])) as source:
+        assert source.fetch(ago(2, 0))["open_time"].tolist() == [bar["timestamp"] for bar in bars[1:3]]
+    # as many rows as were asked for, and yet the window's first is not among them
+    with engine(stub([http_reply(chart(*bars[-4:]))])) as source, pytest.raises(SourceRefused, match="begin at"):
+        source.fetch(ago(3, 0))
 
 
 def test_a_gap_inside_is_no_end_of_memory(stub: Any, http_reply: Any) -> None:
