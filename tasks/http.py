@@ -21,7 +21,8 @@ TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
 LARGEST_REPLY: Final = 32 * 1024 * 1024
 # the timeouts count between two bytes: this one bounds a reply that comes in drops
 LONGEST_REPLY: Final = 60.0
-# a rate limit of up to this many seconds is waited out in place, a longer one is left to the task's retry
+# a rate limit of up to this many seconds is waited out in place; a longer one fails the run, because asking
+# again before it is over makes exchanges ban the address
 LONGEST_WAIT: Final = 30.0
 SHOWN: Final = 120
 
