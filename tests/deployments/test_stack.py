@@ -78,6 +78,20 @@ def deployment(api: httpx.Client, name: str) -> dict[str, Any]:
     return found
 
 
+def create(api: httpx.Client, name: str, body: dict[str, Any]) -> str:
+    """Create a run; asks again on 503, which Prefect answers while its SQLite database is busy.
+
+    The idempotency key makes the second asking harmless.
+    """
+    path = f"/deployments/{deployment(api, name)['id']}/create_flow_run"
+
+    def created() -> str | None:
+        answer = api.post(path, json=body)
+        return None if answer.status_code == 503 else str(answer.raise_for_status().json()["id"])
+
+    return str(wait_for(created, 30))
+
+
 @pytest.mark.parametrize("name", sorted(DECLARED))
 def test_each_flow_is_deployed_as_declared(api: httpx.Client, name: str) -> None:
     found = deployment(api, name)
@@ -106,7 +120,7 @@ def test_schedules_create_runs(api: httpx.Client) -> None:
 
 
 def test_an_ingest_as_declared_completes_on_the_sandbox_s_running_clock(api: httpx.Client) -> None:
-    run = api.post(f"/deployments/{deployment(api, 'ingest')['id']}/create_flow_run", json={}).json()["id"]
+    run = create(api, "ingest", {"idempotency_key": "declared"})
     state = wait_for(lambda: ended(api, run), 120)
     assert state["state_type"] == "COMPLETED", state["state"]["message"]
 
@@ -124,9 +138,8 @@ def test_a_run_created_over_rest_is_executed_and_completes(api: httpx.Client, st
             "end": "2019-01-01T00:00:00Z",
         },
     }
-    path = f"/deployments/{deployment(api, 'cycle')['id']}/create_flow_run"
-    run = api.post(path, json=body).raise_for_status().json()["id"]
-    assert api.post(path, json=body).raise_for_status().json()["id"] == run
+    run = create(api, "cycle", body)
+    assert create(api, "cycle", body) == run
 
     state = wait_for(lambda: ended(api, run), 180)
     assert state["state_type"] == "COMPLETED", state["state"]["message"]
