@@ -1,7 +1,7 @@
 """Fetch uv from a package index with nothing but the standard library.
 
 The last resort of ``bootstrap.sh``, for a Python that came without pip and venv (as on a fresh Debian).
-Usage: ``python fetch_uv.py FOLDER`` puts the program at ``FOLDER/bin/uv``.
+Usage: ``PIP_INDEX_URL=... python fetch_uv.py FOLDER`` puts the program at ``FOLDER/bin/uv``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import urllib.request
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
-
-INDEX = ""
 
 
 class _Links(HTMLParser):
@@ -50,7 +48,13 @@ def wheel_address(page: str, base: str, tags: tuple[str, ...]) -> str:
 
 def main(folder: Path) -> None:
     """Put uv into ``folder``/bin."""
-    index = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL") or INDEX
+    names = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+    index = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    if index is None:
+        sys.exit(
+            "this Python has neither venv nor pip, so uv cannot be fetched by itself; install one of them (on Debian: "
+            "apt install python3-venv), or uv, or set PIP_INDEX_URL to your package index, and run this again"
+        )
     base = index.rstrip("/") + "/uv/"
     machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
     if sys.platform == "darwin":

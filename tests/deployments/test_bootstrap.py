@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.fetch_uv import wheel_address
+from deployments.fetch_uv import main, wheel_address
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOCK = (CHECKOUT / "requirements.lock").read_text()
@@ -34,6 +34,13 @@ def test_the_newest_released_wheel_of_the_machine_is_chosen() -> None:
 def test_a_machine_without_a_wheel_is_told() -> None:
     with pytest.raises(SystemExit, match="no uv wheel for manylinux riscv64"):
         wheel_address(PAGE, "https://mirror.example/simple/uv/", ("manylinux", "riscv64"))
+
+
+def test_without_an_index_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match=r"neither venv nor pip.* apt install python3-venv"):
+        main(tmp_path)
 
 
 def test_every_locked_package_has_hashes_and_no_address() -> None:
