@@ -1,6 +1,6 @@
 # Each target makes the environment it needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint format bench up down lock clean
+.PHONY: help demo test unit lint format bench soak up down lock clean
 
 BIN := .venv/bin
 
@@ -29,8 +29,16 @@ format: .venv/.installed ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/.installed ## measure speed, as ratios against peers in the same run
+# the peers of the benchmark, beside the locked packages
+.venv/.bench: requirements-bench.lock .venv/.installed
+	@uv=$$(command -v uv || echo .uv/bin/uv); VIRTUAL_ENV=.venv $$uv pip install --quiet --require-hashes -r requirements-bench.lock
+	@touch $@
+
+bench: .venv/.bench ## measure speed, as ratios against peers in the same run
 	@$(BIN)/python -m deployments.bench
+
+soak: .venv/.installed ## an hour of faults and kills, sped up: the store must end as if nothing had been
+	@$(BIN)/python -m deployments.soak
 
 up: .venv/.installed ## start Prefect, MLflow, a worker and the sandbox exchange on loopback
 	@$(BIN)/tradeflows up --detach --sandbox
@@ -40,7 +48,9 @@ down: ## stop what `make up` started
 
 lock: .venv/.installed ## renew requirements.lock from pyproject.toml
 	@uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile --universal --generate-hashes --python-version 3.11 \
-		--no-emit-index-url --no-header --quiet pyproject.toml --group dev -o requirements.lock
+		--no-emit-index-url --no-header --quiet pyproject.toml --group dev -o requirements.lock; \
+	$$uv pip compile --universal --generate-hashes --python-version 3.11 \
+		--no-emit-index-url --no-header --quiet --group bench -c requirements.lock -o requirements-bench.lock
 
 clean: ## remove the environment, caches and local data
 	@rm -rf .venv .uv .tradeflows .pytest_cache .mypy_cache .ruff_cache .hypothesis

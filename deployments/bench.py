@@ -6,50 +6,15 @@ come from the dev dependencies. Inputs are generated with a fixed seed.
 
 from __future__ import annotations
 
-import io
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 
-from deployments import show
-from deployments.sandbox.generator import RECIPES, generate
-from deployments.sandbox.markets import GENERATED_START
-from trading.candles import COLUMNS, frame_of
-from trading.window import Timeframe, Window
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured thing: ours and a peer's best time in milliseconds."""
-
-    what: str
-    ours: float
-    peer: str
-    theirs: float
-
-
-def best(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several runs, in milliseconds."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return 1000 * min(times)
-
-
-def market(bars: int, step_ms: int) -> pd.DataFrame:
-    """A generated candle frame of ``bars`` bars."""
-    opens = int(GENERATED_START.timestamp() * 1000) + step_ms * np.arange(bars, dtype="int64")
-    return frame_of(opens, generate(RECIPES[:1], bars, 7)["BTCSIM"])
+from deployments import bench_data, show
+from deployments.bench_figures import Figure, best, market
 
 
 def backtests() -> Figure:
@@ -117,47 +82,18 @@ def indicators() -> Figure:
     return Figure("five indicators of 100,000 bars", best(ours, 5), "ta", best(theirs, 1))
 
 
-def reading(folder: Path) -> list[Figure]:
-    """A million one-minute candles: read all of them, against one Parquet file; append one, against rewriting it."""
-    from tasks.store import open_store, read_candles, write_candles
-
-    candles = market(1_000_000, 60_000)
-    start = GENERATED_START
-    end = start + timedelta(minutes=len(candles))
-    window = Window("BTCSIM", Timeframe.M1, start, end)
-    one_more = window.within(end, end + timedelta(minutes=1))
-    path = folder / "candles.parquet"
-    candles.reset_index().to_parquet(path)
-    with open_store(folder) as store:
-        write_candles(store, window, candles, "simulated")
-        # as the store does: open times, contract, index
-        read = best(lambda: read_candles(store, window), 3)
-        parquet = best(lambda: pd.read_parquet(path).set_index("open_time"), 3)
-        values = candles.iloc[-1:].to_numpy()
-        prices = iter(np.linspace(1.0, 1.001, 20))
-
-        def append() -> object:
-            # another value each time, so that each is a real write
-            row = frame_of([int(end.timestamp() * 1000)], values * next(prices))
-            return write_candles(store, one_more, row, "simulated")
-
-        appended = best(append, 10)
-        rewritten = best(lambda: candles.reset_index()[["open_time", *COLUMNS]].to_parquet(io.BytesIO()), 1)
-    return [
-        Figure("read 1,000,000 candles of one series", read, "pandas.read_parquet", parquet),
-        Figure("append one candle to that series", appended, "rewrite the Parquet file", rewritten),
-    ]
-
-
-def _ratio(figure: Figure) -> str:
-    return f"{figure.theirs / figure.ours:,.1f}x"
-
-
 def main() -> None:
     """Measure everything and print the table."""
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(prefix="tradeflows-bench-") as folder:
-        figures = [backtests(), indicators(), *reading(Path(folder))]
+    with tempfile.TemporaryDirectory(prefix="tradeflows-bench-") as temporary:
+        folder = Path(temporary)
+        figures = [
+            *bench_data.backfills(folder),
+            *bench_data.validation(),
+            *bench_data.reading(folder),
+            backtests(),
+            indicators(),
+        ]
     rows = [
         [
             figure.what,
@@ -169,7 +105,11 @@ def main() -> None:
         for figure in figures
     ]
     columns = ("what", "ours, ms", "peer", "peer, ms", "ratio")
-    Console(width=120).print(show.table("Benchmarks", columns, rows, right=("ours, ms", "peer, ms", "ratio")))
+    console = Console(width=130)
+    console.print(show.table("Benchmarks", columns, rows, right=("ours, ms", "peer, ms", "ratio")))
+    for figure in figures:
+        if figure.note:
+            console.print(f"  {figure.what}: {figure.note}", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
-from deployments import show
+from deployments import data_command, show
+from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from flows.parameters import SourceName
-from tasks import environment, log
-from tasks.settings import Settings, load_settings
-from trading.errors import TradeflowsError
 from trading.window import Timeframe
 
 app = typer.Typer(
@@ -25,6 +20,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(data_command.data, name="data")
+app.add_typer(data_command.quarantine, name="quarantine")
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
@@ -37,10 +35,6 @@ StartTime = Annotated[
 EndTime = Annotated[
     datetime | None, typer.Option(help="End of the last bar (UTC)", formats=show.FORMATS, metavar="DATE")
 ]
-HomeFolder = Annotated[
-    Path | None, typer.Option("--home", help="Data folder (default: TRADEFLOWS_HOME or .tradeflows)")
-]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error")]
 
 
 @app.command()
@@ -60,6 +54,11 @@ def ingest(
     days: DaysNumber = 730,
     start: StartTime = None,
     end: EndTime = None,
+    fallback: Annotated[list[str] | None, typer.Option(help="Ask this one where the source is down")] = None,
+    compare: Annotated[SourceName | None, typer.Option(help="A source whose prices must agree")] = None,
+    recheck: Annotated[int, typer.Option(help="Newest bars to ask for again: late corrections", min=0)] = 0,
+    repair: Annotated[bool, typer.Option("--repair", help="Ask again for the bars of confirmed gaps")] = False,
+    derive: Annotated[list[str] | None, typer.Option(help="Coarser timeframe to make of these candles")] = None,
     home: HomeFolder = None,
     traceback: Traceback = False,
 ) -> None:
@@ -69,7 +68,22 @@ def ingest(
         prepared(home)
         from flows.ingest import ingest as flow
 
-        result = show.watched(lambda: flow(symbols, bar, source, days, utc(start), utc(end)))
+        coarser = [Timeframe.parse(one) for one in derive or ()]
+        result = show.watched(
+            lambda: flow(
+                symbols,
+                bar,
+                source,
+                days,
+                utc(start),
+                utc(end),
+                cast("list[SourceName]", fallback or []),  # typer knows no list of choices; the flow checks them
+                compare,
+                recheck,
+                repair,
+                coarser,
+            )
+        )
         show.ingested(Console(), [result])
 
 
@@ -171,7 +185,7 @@ def cycle(
 def status(home: HomeFolder = None, traceback: Traceback = False) -> None:
     """What the store, the registry and the analyses hold."""
     with told(traceback):
-        show.status(Console(), prepared(home))
+        show.status(Console(), prepared(home), datetime.now(UTC))
 
 
 @app.command()
@@ -195,41 +209,6 @@ def down(home: HomeFolder = None, traceback: Traceback = False) -> None:
 
     with told(traceback):
         stack.down(prepared(home), Console())
-
-
-def prepared(home: Path | None, *, default: Path | None = None) -> Settings:
-    """Settings and environment of this process; ``home`` wins over the environment, that over ``default``."""
-    chosen = home or (default if "TRADEFLOWS_HOME" not in os.environ else None)
-    if chosen is not None:
-        os.environ["TRADEFLOWS_HOME"] = str(chosen)
-    settings = load_settings()
-    environment.prepare(settings.home)
-    # Prefect's own lines would break the progress bars; its pages have them all
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    log.configure(settings.log_format)
-    return settings
-
-
-def utc(moment: datetime | None) -> datetime | None:
-    """A time of the command line, which is in UTC unless it says otherwise."""
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
-@contextmanager
-def told(traceback: bool) -> Iterator[None]:
-    """Errors become one sentence on standard error and exit code 1, or a traceback where asked for."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        Console(stderr=True).print("[yellow]stopped[/]")
-        raise typer.Exit(130) from None
-    except (TradeflowsError, OSError, ValueError, RuntimeError) as error:
-        if traceback:
-            raise
-        kind = type(error).__name__
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}[/]: ", end="")
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(str(error))
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

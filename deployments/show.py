@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from rich import box
@@ -79,7 +80,7 @@ def ingested(console: Console, results: Sequence[Any]) -> None:
             str(row["symbol"]),
             str(row["timeframe"]),
             mode(str(row["data"])),
-            *(f"{row[name]:,}" for name in numbers),
+            *(f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in numbers),
             str(row["quarantined"]),
         ]
         for result in results
@@ -92,6 +93,8 @@ def ingested(console: Console, results: Sequence[Any]) -> None:
         console.print("Nothing new: no candle was added to the store, none was changed.\n")
     else:
         console.print(f"{added:,} candles added, {changed:,} changed.\n")
+    for line in [line for result in results for line in result.corrections]:
+        console.print(f"  late correction: {line}", style="yellow", soft_wrap=True, highlight=False)
 
 
 def trained(console: Console, results: Sequence[Any]) -> None:
@@ -212,14 +215,8 @@ def where(console: Console, pictures: Sequence[str], settings: Settings) -> None
     )
 
 
-def status(console: Console, settings: Settings) -> None:
-    """Series, champions and latest signals under a home folder."""
-    from tasks import ledger, registry
-    from tasks.store import configured_store, latest_analyses
-
-    with configured_store(settings) as store:
-        series = ledger.summary(store)
-        latest = latest_analyses(store)
+def series(console: Console, found: Sequence[Any], settings: Settings, now: datetime) -> None:
+    """Each stored series: how far it reaches, what it lacks, how fresh it is."""
     rows = [
         [
             one.symbol,
@@ -228,12 +225,82 @@ def status(console: Console, settings: Settings) -> None:
             f"{one.first:%Y-%m-%d}" if one.first else "-",
             f"{one.last:%Y-%m-%d %H:%M}" if one.last else "-",
             f"{one.rows:,}",
+            f"{one.gaps:,}",
+            _freshness(one.bars_behind(now)),
             f"{one.quarantined:,}" + (f" + {one.refused} refused" if one.refused else ""),
         ]
-        for one in series
+        for one in found
     ]
-    columns = ("symbol", "bar", "data", "first", "last (UTC)", "rows", "quarantined")
-    console.print(table(f"Candles in {settings.home}", columns, rows, right=columns[5:]))
+    columns = ("symbol", "bar", "data", "first", "last (UTC)", "rows", "gaps", "behind", "held")
+    where_stored = "MongoDB" if settings.mongodb_url else str(settings.home)
+    console.print(table(f"Candles in {where_stored}", columns, rows, right=columns[5:]))
+
+
+def _freshness(bars: int | None) -> str:
+    if bars is None:
+        return "[red]never[/]"
+    return "[green]0[/]" if bars == 0 else f"{bars:,}"
+
+
+def circuits(console: Console, found: Sequence[Any]) -> None:
+    """The sources that failed, and whether they are asked."""
+    styles = {"closed": "green", "half_open": "yellow", "open": "red"}
+    rows = [
+        [
+            one.source,
+            f"[{styles[one.state]}]{one.state.replace('_', '-')}[/]",
+            str(one.failures),
+            f"{one.until:%H:%M:%S}" if one.until else "-",
+            one.reason[:60],
+        ]
+        for one in found
+    ]
+    if rows:
+        console.print(table("Sources", ("source", "circuit", "failures", "until", "last failure"), rows))
+
+
+def aside(console: Console, title: str, rows: Sequence[Any]) -> None:
+    """Rows in quarantine."""
+    numbers = ("open", "high", "low", "close", "volume")
+    body = [
+        [
+            row["_id"],
+            f"{row['open_time']:%Y-%m-%d %H:%M}",
+            ", ".join(row["reasons"]),
+            *(_plain(row[name]) for name in numbers),
+        ]
+        for row in rows
+    ]
+    console.print(table(title, ("id", "bar (UTC)", "reasons", *numbers), body, right=numbers))
+
+
+def aside_row(console: Console, row: Any, candles: Any) -> None:
+    """One row in quarantine, and its neighbours in the store."""
+    for name, value in row.items():
+        if name != "rev":
+            shown = ", ".join(value) if isinstance(value, list) else value
+            console.print(f"[dim]{name.lstrip('_'):>12}[/]  {shown}", highlight=False, soft_wrap=True)
+    numbers = ("open", "high", "low", "close", "volume")
+    body = [
+        [f"{opened:%Y-%m-%d %H:%M}", *(_plain(value) for value in values)]
+        for opened, values in zip(candles.index, candles[list(numbers)].to_numpy(), strict=True)
+    ]
+    console.print(table("Stored around it", ("bar (UTC)", *numbers), body, right=numbers))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def status(console: Console, settings: Settings, now: datetime) -> None:
+    """Series, champions and latest signals under a home folder."""
+    from tasks import ledger, registry
+    from tasks.store import configured_store, latest_analyses
+
+    with configured_store(settings) as store:
+        rows = ledger.summary(store)
+        latest = latest_analyses(store)
+    series(console, rows, settings, now)
     if not rows:
         console.print("No candles yet: start with `tradeflows ingest BTCUSDT` or `tradeflows demo`.")
         return

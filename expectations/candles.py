@@ -1,69 +1,62 @@
-"""What a batch of candles must look like before it may enter the trusted store.
+"""What candles must look like before they may enter the trusted store.
 
-The row masks of ``trading.masks`` have already put bad rows aside. Two suites judge what is left:
-``CANDLES`` asserts the candle contract on the surviving rows, so that a mask which forgets a case is
-caught by an independent implementation; ``BATCH`` judges the batch as a whole (how much was lost).
-A critical failure stops the write; a warning is reported.
+The row masks of ``trading.masks`` have already put bad rows aside. Two suites judge what is left of
+many windows at once: ``candle_suite`` asserts the candle contract on the surviving rows, so that a
+mask which forgets a case is caught by an independent formulation; ``batch_suite`` judges each window
+as a whole (its layout, how much of it was lost). A window's verdict depends on that window alone.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pandas as pd
 
+from expectations.suites import Finding, Verdict, library, per_owner, run, verdict
+from trading.candles import COLUMNS, INDEX_DTYPE, INDEX_NAME, open_times_ms
 from trading.errors import ExpectationFailed
-from trading.masks import Screening
+from trading.masks import IMPOSSIBLE, Screening
 from trading.window import Window
 
 if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
-VERSION: Final = "candles-1"
+__all__ = ["VERSION", "Finding", "Verdict", "batch_suite", "candle_suite", "judge", "require"]
+
+VERSION: Final = "candles-2"
 GAP_SHARE: Final = 0.02  # missing bars above this share of the expected ones are worth a warning
 QUARANTINE_SHARE: Final = 0.02  # likewise rows put aside
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One expectation that a batch did not meet."""
-
-    severity: Literal["critical", "warning", "info"]
-    expectation: str
-    subject: str
-    observed: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.subject} {self.expectation.removeprefix('expect_')} ({self.observed})"
+# what is derived from the rows for the suite; nulls in it come from nulls that the suite names
+STEP: Final = "ms since the bar before"
+ABOVE: Final = "high - max(open, close)"
+BELOW: Final = "min(open, close) - low"
+LAYOUT: Final = f"{INDEX_NAME} {INDEX_DTYPE}; {', '.join(f'{name} float64' for name in COLUMNS)}"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the suites said about one batch."""
-
-    suite: str
-    checked: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def critical(self) -> tuple[Finding, ...]:
-        """The findings that stop the write."""
-        return tuple(finding for finding in self.findings if finding.severity == "critical")
-
-
-def judge(screening: Screening, *, max_bad_share: float) -> Verdict:
-    """Run both suites over one screened batch.
+def judge(screenings: Sequence[Screening], *, max_bad_share: float) -> list[Verdict]:
+    """Run both suites over screened windows together; one verdict per window, in their order.
 
     Args:
-        screening: what ``trading.masks.screen`` made of it.
+        screenings: what ``trading.masks.screen`` made of each window.
         max_bad_share: share of impossible rows among those received that is tolerated, 0 to 1.
     """
-    candles = screening.good.reset_index()
-    facts = pd.DataFrame([_facts(screening)])
-    outcomes = [*_run(candle_suite(), candles), *_run(batch_suite(max_bad_share), facts)]
-    return Verdict(VERSION, len(outcomes), tuple(finding for finding in map(_finding, outcomes) if finding))
+    if not screenings:
+        return []
+    layouts = [_layout(screening.good) for screening in screenings]
+    # rows of another layout are no candles; the batch suite says so
+    frames = {at: each.good for at, each in enumerate(screenings) if layouts[at] == LAYOUT}
+    rows = _rows(list(frames.values()))
+    owner = np.repeat(np.array(list(frames), dtype=np.int64), [len(frame) for frame in frames.values()])
+    found = per_owner(run(candle_suite(), rows), owner, len(screenings), lambda row: _at(rows, row, owner))
+    # the facts come last: the small frame then takes the place of the large one in memory
+    facts = pd.DataFrame([_facts(*each) for each in zip(screenings, layouts, strict=True)])
+    lost = per_owner(run(batch_suite(max_bad_share), facts), np.arange(len(screenings)), len(screenings), lambda _: "")
+    checked = len(candle_suite().expectations) + len(batch_suite(max_bad_share).expectations)
+    return [verdict(VERSION, checked, [*of_rows, *of_batch]) for of_rows, of_batch in zip(found, lost, strict=True)]
 
 
 def require(verdict: Verdict, screening: Screening, window: Window) -> None:
@@ -74,51 +67,46 @@ def require(verdict: Verdict, screening: Screening, window: Window) -> None:
     """
     if not verdict.critical:
         return
-    if screening.expected and not screening.received:
-        raise ExpectationFailed(
-            f"{window}: the source gave none of the {screening.expected} candles that the market should have; "
-            "nothing was stored; if the symbol was listed later, start later"
-        )
-    if screening.impossible:
+    if [finding.subject for finding in verdict.critical] == ["impossible_share"]:
         share = screening.impossible / screening.received
         raise ExpectationFailed(
             f"{window}: {screening.impossible} of {screening.received} candles are impossible, first "
             f"{_first_impossible(screening)}; nothing was stored; the rows are in quarantine: ask the exchange, or "
             f"raise TRADEFLOWS_MAX_BAD_SHARE above {share:.4f} to store the rest without them"
         )
-    raise ExpectationFailed(f"{window}: {'; '.join(map(str, verdict.critical))}; nothing was stored")
+    raise ExpectationFailed(
+        f"{window}: {'; '.join(map(str, verdict.critical))}; nothing was stored; the screening in trading/masks.py "
+        "let through what it must put aside: report it with these values"
+    )
 
 
+@lru_cache(maxsize=1)
 def candle_suite() -> ExpectationSuite:
-    """The candle contract, per row and over the batch."""
-    gx, gxe = _library()
-    prices = ("open", "high", "low", "close")
+    """The candle contract, row by row.
+
+    Few expectations say all of it: with ``ABOVE`` and ``BELOW`` at least 0, every price lies between
+    low and high, so that a positive low makes all prices positive and a finite high all finite.
+    """
+    gx, gxe = library()
     critical: dict[str, Any] = {"severity": "critical"}
-    pairs = [("high", name) for name in ("open", "close", "low")] + [(name, "low") for name in ("open", "close")]
     expectations = [
-        gxe.ExpectTableColumnsToMatchOrderedList(column_list=["open_time", *prices, "volume"], **critical),
-        gxe.ExpectColumnValuesToNotBeNull(column="open_time", **critical),
-        gxe.ExpectColumnValuesToBeIncreasing(column="open_time", strictly=True, **critical),
-        *(gxe.ExpectColumnValuesToNotBeNull(column=name, **critical) for name in (*prices, "volume")),
-        # a maximum too, because infinity is above every minimum
-        *(
-            gxe.ExpectColumnValuesToBeBetween(column=name, min_value=0, strict_min=True, max_value=1e15, **critical)
-            for name in prices
-        ),
+        *(gxe.ExpectColumnValuesToNotBeNull(column=name, **critical) for name in (INDEX_NAME, *COLUMNS)),
+        gxe.ExpectColumnValuesToBeBetween(column=STEP, min_value=0, strict_min=True, **critical),
+        gxe.ExpectColumnValuesToBeBetween(column="low", min_value=0, strict_min=True, **critical),
+        # infinity is above every minimum
+        gxe.ExpectColumnValuesToBeBetween(column="high", max_value=1e15, **critical),
         gxe.ExpectColumnValuesToBeBetween(column="volume", min_value=0, max_value=1e18, **critical),
-        *(
-            gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A=above, column_B=below, or_equal=True, **critical)
-            for above, below in pairs
-        ),
+        gxe.ExpectColumnValuesToBeBetween(column=ABOVE, min_value=0, **critical),
+        gxe.ExpectColumnValuesToBeBetween(column=BELOW, min_value=0, **critical),
     ]
     return gx.ExpectationSuite(name=VERSION, expectations=expectations)
 
 
+@lru_cache(maxsize=8)
 def batch_suite(max_bad_share: float) -> ExpectationSuite:
-    """What may be lost of a batch: columns are shares between 0 and 1, one row a batch."""
-    gx, gxe = _library()
+    """What a window must be as a whole: one row per window; shares are between 0 and 1."""
+    gx, gxe = library()
     limits = [
-        ("empty", 0.0, "critical"),
         ("impossible_share", max_bad_share, "critical"),
         ("gap_share", GAP_SHARE, "warning"),
         ("quarantined_share", QUARANTINE_SHARE, "warning"),
@@ -128,16 +116,44 @@ def batch_suite(max_bad_share: float) -> ExpectationSuite:
     return gx.ExpectationSuite(
         name=f"{VERSION}-batch",
         expectations=[
-            gxe.ExpectColumnValuesToBeBetween(column=name, min_value=0, max_value=limit, severity=severity)
-            for name, limit, severity in limits
+            gxe.ExpectColumnValuesToBeInSet(column="layout", value_set=[LAYOUT], severity="critical"),
+            *(
+                gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, severity=severity)
+                for name, limit, severity in limits
+            ),
         ],
     )
 
 
-def _facts(screening: Screening) -> dict[str, float]:
+def _rows(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The candles of all windows one after the other, with what is derived from them."""
+    stamps = [open_times_ms(frame).view("datetime64[ms]") for frame in frames]
+    open_, high, low, close, volume = (
+        np.concatenate([np.empty(0), *(frame[name].to_numpy() for frame in frames)]) for name in COLUMNS
+    )
+    # the first bar of a window has none before it; NaT gives NaN on both sides
+    steps = [np.diff(each, prepend=np.datetime64("NaT")) / np.timedelta64(1, "ms") for each in stamps]
+    with np.errstate(invalid="ignore"):
+        above, below = high - np.maximum(open_, close), np.minimum(open_, close) - low
+    return pd.DataFrame(
+        {
+            INDEX_NAME: np.concatenate([np.empty(0, "datetime64[ms]"), *stamps]),
+            **dict(zip(COLUMNS, (open_, high, low, close, volume), strict=True)),
+            STEP: np.concatenate([np.empty(0), *steps]),
+            ABOVE: above,
+            BELOW: below,
+        }
+    )
+
+
+def _layout(good: pd.DataFrame) -> str:
+    return f"{good.index.name} {good.index.dtype}; {', '.join(f'{name} {kind}' for name, kind in good.dtypes.items())}"
+
+
+def _facts(screening: Screening, layout: str) -> dict[str, float | str]:
     received, expected = max(screening.received, 1), max(screening.expected, 1)
     return {
-        "empty": float(screening.expected > 0 and screening.received == 0),
+        "layout": layout,
         "impossible_share": screening.impossible / received,
         "gap_share": len(screening.missing) / expected,
         "quarantined_share": len(screening.bad) / received,
@@ -146,49 +162,17 @@ def _facts(screening: Screening) -> dict[str, float]:
     }
 
 
-def _run(suite: ExpectationSuite, frame: pd.DataFrame) -> list[Any]:
-    gx, _ = _library()
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("batch")
-    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": frame})
-    return list(batch.validate(suite).results)
-
-
-def _finding(outcome: Any) -> Finding | None:
-    """None where the expectation was met.
-
-    Raises:
-        ExpectationFailed: the expectation itself broke, which says nothing about the data.
-    """
-    config = outcome.expectation_config
-    if outcome.exception_info.get("raised_exception"):
-        raise ExpectationFailed(f"{config.type} could not be checked: {outcome.exception_info['exception_message']}")
-    if outcome.success:
-        return None
-    subject = config.kwargs.get("column") or config.kwargs.get("column_A") or "batch"
-    shown = outcome.result.get("partial_unexpected_list") or outcome.result.get("observed_value")
-    first = shown[0] if isinstance(shown, list) else shown
-    return Finding(config.severity.value, config.type, str(subject), f"first: {first}")
+def _at(rows: pd.DataFrame, row: int, owner: np.ndarray) -> str:
+    opened = rows[INDEX_NAME].iloc[row]
+    if opened is pd.NaT:
+        return f" in row {row - int(np.searchsorted(owner, owner[row]))} of the window"
+    return f" at {opened:%Y-%m-%dT%H:%MZ}"
 
 
 def _first_impossible(screening: Screening) -> str:
-    from trading.masks import IMPOSSIBLE
-
     for row in screening.bad.to_dict("records"):
         if IMPOSSIBLE.intersection(row["reasons"]):
             at = pd.Timestamp(row["open_time"], unit="ms").strftime("%Y-%m-%dT%H:%MZ")
             prices = ", ".join(f"{name} {row[name]:g}" for name in ("open", "high", "low", "close", "volume"))
             return f"{at} ({'; '.join(row['reasons'])}: {prices})"
     return "unknown"
-
-
-def _library() -> tuple[Any, Any]:
-    # several seconds to import, so only where a batch is judged; its usage statistics stay off
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations
-    import great_expectations.expectations
-
-    return great_expectations, great_expectations.expectations

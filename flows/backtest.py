@@ -47,7 +47,7 @@ def backtest(
     first, last = span(timeframe, start, end, days, moment)
     if refresh is not None:
         bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
-    dataset = select_task(symbols, timeframe, first, last)
+    dataset = select_task(symbols, timeframe, first, last, moment)
     found = backtest_task(dataset, BacktestRequest(fee_rate, slippage_rate, cash), moment)
     _publish(timeframe, found)
     return found

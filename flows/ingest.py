@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import Days, End, SourceName, Start, Symbols
-from tasks import log, reports
-from tasks.ingestion import Holding, Outcome, Plan, fetch_task, holdings_task, plan_task, store_task
+from flows.parameters import Compare, Days, Derive, End, Fallback, Recheck, Repair, SourceName, Start, Symbols
+from tasks import reports
+from tasks.collecting import Wanted
+from tasks.ingestion import Failure, Holding, Outcome, Plan, batches, holdings_task, ingest_task, plan_task
 from tasks.periods import run_moment, span
 from tasks.progress import report
-from trading.errors import TradeflowsError
-from trading.window import Timeframe, Window
+from tasks.quality import SeriesQuality, quality_task
+from tasks.resampling import Derived, derive_task
+from trading.errors import DataError, TradeflowsError
+from trading.window import Timeframe
+
+# bars at the end of the window that a source may be late with; with more than that, somebody should look
+PATIENCE_BARS = 3
+# batches at the same time: one is fetched while the other is judged and written
+AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What an ingest run did: one row per symbol, and the windows that failed with their errors."""
+    """What an ingest run did: one row per symbol and timeframe, and the windows that failed with their errors."""
 
     timeframe: str
     rows: list[dict[str, object]]
     failures: list[str]
+    corrections: list[str] = field(default_factory=list)
+    page: str = ""
 
     @property
     def added(self) -> int:
@@ -35,7 +46,13 @@ class IngestResult:
         return sum(int(str(row["changed"])) for row in self.rows)
 
 
-@flow(name="ingest", flow_run_name="ingest-{timeframe}", retries=0, persist_result=False)
+@flow(
+    name="ingest",
+    flow_run_name="ingest-{timeframe}",
+    retries=0,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE),  # type: ignore[arg-type]
+)
 def ingest(
     symbols: Symbols,
     timeframe: Timeframe = Timeframe.H1,
@@ -43,6 +60,11 @@ def ingest(
     days: Days = 730,
     start: Start = None,
     end: End = None,
+    fallback: Fallback = (),
+    compare: Compare = None,
+    recheck: Recheck = 0,
+    repair: Repair = False,
+    derive: Derive = (),
 ) -> IngestResult:
     """Bring the trusted store up to date for some symbols.
 
@@ -52,45 +74,105 @@ def ingest(
     Args:
         symbols: Symbols as the source spells them, such as BTCUSDT.
         timeframe: Length of a bar.
-        source: Where candles come from: exchange (Binance-style REST), engine (its chart API) or files.
+        source: Where candles come from: exchange or mirror (Binance-style REST), engine (its chart API) or files.
         days: How many days to look back where no start is given.
         start: Open time of the first bar (UTC). Empty: so many days back.
         end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        fallback: Sources to ask, in this order, where the first does not answer.
+        compare: A source whose prices must agree. Empty: none.
+        recheck: How many of the newest bars to ask for again, to find late corrections.
+        repair: Ask again for the bars of confirmed gaps.
+        derive: Coarser timeframes to make of these candles, held to the source's own.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
-    return bring_up_to_date(symbols, timeframe, source, first, last, moment)
+    return bring_up_to_date(
+        symbols, timeframe, source, first, last, moment,
+        fallback=fallback, compare=compare, recheck=recheck, repair=repair, derive=derive,
+    )  # fmt: skip
 
 
 def bring_up_to_date(
-    symbols: list[str], timeframe: Timeframe, source: str, first: datetime, last: datetime, moment: datetime
+    symbols: list[str],
+    timeframe: Timeframe,
+    source: str,
+    first: datetime,
+    last: datetime,
+    moment: datetime,
+    *,
+    fallback: Fallback = (),
+    compare: Compare = None,
+    recheck: int = 0,
+    repair: bool = False,
+    derive: Derive = (),
 ) -> IngestResult:
     """The body of ``ingest``, for flows that refresh the candles they are about to use.
 
     Raises:
         TradeflowsError: the first of the errors, after every window was tried and the report written.
     """
-    plans = plan_task(symbols, timeframe, source, first, last)
-    todo = [(plan, window) for plan in plans for window in plan.missing]
-    outcomes: list[Outcome] = []
-    errors: list[TradeflowsError] = []
-    for done, (plan, window) in enumerate(todo):
-        report(f"ingest {timeframe.value}", done, len(todo))
-        try:
-            batch = fetch_task(window, plan.instrument, source, moment)
-            outcomes.append(store_task(batch, moment))
-        except TradeflowsError as error:
-            with log.about(window):
-                log.logger().error("window failed", error=str(error))
-            errors.append(error)
-    report(f"ingest {timeframe.value}", len(todo), len(todo))
+    sources = [source, *fallback]
+    plans = plan_task(symbols, timeframe, sources, first, last, recheck, repair)
+    outcomes, failures = _work_off(batches(plans), sources, moment, timeframe, compare)
+    again = [failure.window for failure in failures if failure.error.transient]
+    if again:
+        # what failed in passing may do better now that the rest is done
+        repeated = [[wanted for wanted in batch if wanted.window in again] for batch in batches(plans)]
+        more, left = _work_off([batch for batch in repeated if batch], sources, moment, timeframe, compare)
+        outcomes += more
+        failures = [failure for failure in failures if failure.window not in again] + left
+    errors: list[TradeflowsError] = [failure.error for failure in failures]
+    derived: list[Derived] = []
+    for target in derive:
+        made, refused = derive_task([(plan.wanted, plan.instrument) for plan in plans], target, source, moment)
+        derived += made
+        errors += refused
+    errors += _late(plans, outcomes)
     held = holdings_task([plan.wanted for plan in plans])
     rows = [_row(plan, outcomes, held[plan.wanted.symbol]) for plan in plans]
-    result = IngestResult(timeframe.value, rows, [str(error) for error in errors])
-    _publish(result, first=plans[0].wanted)
+    rows += [_derived_row(plan, derived, target) for plan in plans for target in derive]
+    qualities, page = quality_task([(plan.wanted, plan.instrument.calendar) for plan in plans], moment, bool(outcomes))
+    corrections = [text for outcome in outcomes for text in outcome.corrections]
+    result = IngestResult(timeframe.value, rows, [str(error) for error in errors], corrections, page)
+    _publish(result, qualities, outcomes, first, last)
     if errors:
         raise errors[0]
     return result
+
+
+def _work_off(
+    todo: list[list[Wanted]], sources: list[str], moment: datetime, timeframe: Timeframe, compare: str | None
+) -> tuple[list[Outcome], list[Failure]]:
+    """Every batch, some at the same time; what became of their windows."""
+    outcomes: list[Outcome] = []
+    failures: list[Failure] = []
+    futures = [
+        ingest_task.submit(batch, sources, moment, f"{batch[0].window.symbol}-{timeframe.value}-{number}", compare)
+        for number, batch in enumerate(todo)
+    ]
+    step = f"ingest {timeframe.value}"
+    for done, future in enumerate(futures):
+        report(step, done, len(futures))
+        good, bad = future.result()
+        outcomes += good
+        failures += bad
+    report(step, len(futures), len(futures))
+    return outcomes, failures
+
+
+def _late(plans: list[Plan], outcomes: list[Outcome]) -> list[DataError]:
+    """An error for each symbol of which the source has long had nothing."""
+    found = []
+    for plan in plans:
+        waiting = sum(one.waiting for one in outcomes if one.window.symbol == plan.wanted.symbol)
+        if waiting > PATIENCE_BARS:
+            found.append(
+                DataError(
+                    f"{plan.instrument.source} has none of the newest {waiting} bars of {plan.wanted}; what came "
+                    "before them is stored; check that it still trades, or end the window earlier"
+                )
+            )
+    return found
 
 
 def _row(plan: Plan, outcomes: list[Outcome], held: Holding) -> dict[str, object]:
@@ -99,34 +181,68 @@ def _row(plan: Plan, outcomes: list[Outcome], held: Holding) -> dict[str, object
     for outcome in mine:
         for reason, count in outcome.quarantined.items():
             put_aside[reason] = put_aside.get(reason, 0) + count
+    asked = len(plan.missing) + len(plan.again)
     return {
         "symbol": plan.wanted.symbol,
         "timeframe": plan.wanted.timeframe.value,
         "data": plan.instrument.data_mode,
-        "windows": f"{len(mine)} of {len(plan.missing)}" if plan.missing else "none missing",
+        "source": ", ".join(dict.fromkeys(outcome.source for outcome in mine)) or plan.instrument.source,
+        "windows": f"{len(mine)} of {asked}" if asked else "none missing",
         "stored": held.rows,
         "received": sum(outcome.received for outcome in mine),
         "added": sum(outcome.added for outcome in mine),
         "changed": sum(outcome.changed for outcome in mine),
         "quarantined": ", ".join(f"{count} {reason}" for reason, count in sorted(put_aside.items())) or "0",
-        "gaps": sum(outcome.gaps for outcome in mine),
+        "gaps": held.gaps,
+        "waiting": sum(outcome.waiting for outcome in mine),
         "digest": held.digest[:12],
         "warnings": len([warning for outcome in mine for warning in outcome.warnings]),
     }
 
 
-def _publish(result: IngestResult, first: Window) -> None:
+def _derived_row(plan: Plan, derived: list[Derived], target: Timeframe) -> dict[str, object]:
+    mine = [one for one in derived if (one.window.symbol, one.window.timeframe) == (plan.wanted.symbol, target)]
+    disagreed = sum(one.disagreed for one in mine)
+    return {
+        "symbol": plan.wanted.symbol,
+        "timeframe": target.value,
+        "data": plan.instrument.data_mode,
+        "source": f"made of {plan.wanted.timeframe.value}",
+        "windows": len(mine) or "none missing",
+        "stored": "",
+        "received": sum(one.made + one.taken + one.disagreed for one in mine),
+        "added": sum(one.added for one in mine),
+        "changed": sum(one.changed for one in mine),
+        "quarantined": f"{disagreed} disagrees" if disagreed else "0",
+        "gaps": "",
+        "waiting": 0,
+        "digest": "",
+        "warnings": 0,
+    }
+
+
+def _publish(
+    result: IngestResult, qualities: list[SeriesQuality], outcomes: list[Outcome], first: datetime, last: datetime
+) -> None:
     headline = (
         f"{result.added} candles added, {result.changed} corrected"
         if result.added or result.changed
         else "nothing new: every window was approved before"
     )
+    warnings = [f"{outcome.window}: {warning}" for outcome in outcomes for warning in outcome.warnings]
     text = [
         f"# Ingest {result.timeframe}",
-        f"`{first.start:%Y-%m-%d %H:%M}` to `{first.end:%Y-%m-%d %H:%M}` UTC. **{headline}**.",
+        f"`{first:%Y-%m-%d %H:%M}` to `{last:%Y-%m-%d %H:%M}` UTC. **{headline}**.",
         reports.markdown_table(result.rows),
+        *reports.section("Failed windows", result.failures),
+        *reports.section("Late corrections", result.corrections),
+        *reports.section("Warnings", warnings),
     ]
-    if result.failures:
-        text += ["## Failed windows", *(f"- {failure}" for failure in result.failures)]
     reports.markdown(f"ingest-{result.timeframe}", "\n\n".join(text), headline)
     reports.table(f"candles-{result.timeframe}", result.rows, headline)
+    rows = [quality.row() for quality in qualities]
+    page = (
+        f"The page of the day, with every gap, every row put aside and the expectations: `{result.page or 'no news'}`"
+    )
+    text = [f"# Data quality {result.timeframe}", reports.markdown_table(rows), page]
+    reports.markdown(f"data-quality-{result.timeframe}", "\n\n".join(text), "coverage, gaps, freshness, drift")

@@ -5,14 +5,22 @@ What each means stands in the flows' docstrings, from which Prefect makes the fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from trading.window import Timeframe
+
 Symbol = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,32}$")]
 Symbols = Annotated[list[Symbol], Field(min_length=1)]
-SourceName = Literal["exchange", "engine", "files"]
+SourceName = Literal["exchange", "mirror", "engine", "files"]
+Fallback = Annotated[Sequence[SourceName], Field(max_length=3)]
+Compare = SourceName | None
+Recheck = Annotated[int, Field(ge=0, le=1_000_000)]
+Repair = bool
+Derive = Annotated[Sequence[Timeframe], Field(max_length=11)]
 Refresh = SourceName | None
 Days = Annotated[int, Field(ge=1, le=20_000)]
 Start = datetime | None

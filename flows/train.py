@@ -65,7 +65,7 @@ def train(
     first, last = span(timeframe, start, end, days, moment)
     if refresh is not None:
         bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
-    dataset = select_task(symbols, timeframe, first, last)
+    dataset = select_task(symbols, timeframe, first, last, moment)
     request = TrainingRequest(horizon, folds, seed, fee_rate, slippage_rate, buy_threshold, sell_threshold)
     trained = train_task(dataset, request, moment)
     _publish(trained)
@@ -82,6 +82,7 @@ def _publish(trained: Trained) -> None:
         reports.markdown_table([_rounded(row) for row in trained.scores]),
         f"## Gate: {verdict}",
         *(f"- {reason}" for reason in trained.decision),
+        *(["## Feature matrix", *(f"- {finding}" for finding in trained.findings)] if trained.findings else []),
         "## Folds",
         reports.markdown_table([_rounded(row) for row in trained.folds]),
     ]

@@ -28,6 +28,8 @@ from trading.errors import InvalidRequest
 # Raise it whenever the arithmetic of a feature changes: models made with another revision are refused.
 REVISION: Final = 1
 FORGOTTEN: Final = 1e-9
+# features are of order one: what has no bound of its own and is above this is not a number to learn from
+BEYOND: Final = 1e6
 _FLAT: Final = 1e-12
 
 
@@ -105,11 +107,17 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Feature:
-    """One column: its name, how many earlier bars it may depend on, and how to compute it."""
+    """One column: its name, how many earlier bars it may depend on, and how to compute it.
+
+    ``lowest`` and ``highest`` are what its arithmetic can give at all (rounding aside), whatever the
+    candles; ``expectations.features`` holds every matrix to them.
+    """
 
     name: str
     look_back: int
     compute: Callable[[_Bars], np.ndarray]
+    lowest: float = -BEYOND
+    highest: float = BEYOND
 
 
 @dataclass(frozen=True)
@@ -144,24 +152,35 @@ def declared(feature_set: FeatureSet) -> tuple[Feature, ...]:
     chosen = feature_set
     fast, slow, smooth = chosen.macd
     listed = [Feature(f"return_{bars}", bars, _log_return(bars)) for bars in chosen.returns]
+    # none of n values lies further from their mean than sqrt(n - 1) population deviations
+    widest = math.sqrt(chosen.bollinger)
     listed += [
-        Feature("rsi", _wilder_memory(chosen.rsi), _rsi(chosen.rsi)),
+        Feature("rsi", _wilder_memory(chosen.rsi), _rsi(chosen.rsi), 0, 1),
         Feature("macd_histogram", _ema_memory(slow) + _ema_memory(smooth), _macd_histogram(fast, slow, smooth)),
-        Feature("atr", _wilder_memory(chosen.atr), _atr(chosen.atr)),
+        Feature("atr", _wilder_memory(chosen.atr), _atr(chosen.atr), 0),
         # ADX smooths a smoothed series, so the start is forgotten later than once
-        Feature("adx", _wilder_memory(chosen.adx) * 3 // 2, _adx(chosen.adx)),
-        Feature("bollinger_position", chosen.bollinger - 1, _bollinger_position(chosen.bollinger)),
-        Feature("bollinger_width", chosen.bollinger - 1, _bollinger_width(chosen.bollinger)),
+        Feature("adx", _wilder_memory(chosen.adx) * 3 // 2, _adx(chosen.adx), 0, 1),
+        Feature(
+            "bollinger_position",
+            chosen.bollinger - 1,
+            _bollinger_position(chosen.bollinger),
+            -widest / 2,
+            widest / 2,
+        ),
+        Feature("bollinger_width", chosen.bollinger - 1, _bollinger_width(chosen.bollinger), 0, 4 * widest),
     ]
-    listed += [Feature(f"ema_{period}", _ema_memory(period), _ema_ratio(period)) for period in chosen.ema]
+    # the close is itself 2 / (period + 1) of the EMA
     listed += [
-        Feature("volume_ratio", chosen.volume - 1, _volume_ratio(chosen.volume)),
-        Feature("volatility", chosen.volatility, _volatility(chosen.volatility)),
+        Feature(f"ema_{period}", _ema_memory(period), _ema_ratio(period), -1, (period - 1) / 2) for period in chosen.ema
+    ]
+    listed += [
+        Feature("volume_ratio", chosen.volume - 1, _volume_ratio(chosen.volume), 0, math.log1p(chosen.volume)),
+        Feature("volatility", chosen.volatility, _volatility(chosen.volatility), 0),
     ]
     if chosen.calendar:
         for name, period_ms, shift_ms in (("hour", _DAY_MS, 0), ("weekday", 7 * _DAY_MS, 3 * _DAY_MS)):
-            listed.append(Feature(f"{name}_sin", 0, _cycle(period_ms, shift_ms, np.sin)))
-            listed.append(Feature(f"{name}_cos", 0, _cycle(period_ms, shift_ms, np.cos)))
+            listed.append(Feature(f"{name}_sin", 0, _cycle(period_ms, shift_ms, np.sin), -1, 1))
+            listed.append(Feature(f"{name}_cos", 0, _cycle(period_ms, shift_ms, np.cos), -1, 1))
     return tuple(listed)
 
 

@@ -28,7 +28,7 @@ Progress = Callable[[int, int, FoldScore], None]
 class TrainingTable:
     """Rows of all symbols, ordered by ``t0`` and then by symbol.
 
-    ``x``: float64 (n, k), columns ``feature_set.names``; ``y``: int8 (n,), -1, 0 or +1;
+    ``x``: float64 (n, k), its columns ``names`` in order (those of the feature set); ``y``: int8 (n,), -1, 0 or +1;
     ``forward_return``: float64 (n,), before costs; ``decided_at``, ``t0`` and ``t1``: int64 ms UTC (n,),
     open of the bar decided on, fill, and end of the label; ``symbol``: str (n,). ``digest`` names the
     candles the table was made of.
@@ -36,6 +36,7 @@ class TrainingTable:
 
     feature_set: FeatureSet
     label: LabelDefinition
+    names: tuple[str, ...]
     x: np.ndarray
     y: np.ndarray
     forward_return: np.ndarray
@@ -78,7 +79,7 @@ def assemble(
                 "use a longer window or leave the symbol out"
             )
         parts[symbol] = (
-            features(candles, feature_set).to_numpy()[feature_set.rows_needed - 1 : -label.future_rows],
+            features(candles, feature_set).iloc[feature_set.rows_needed - 1 : -label.future_rows],
             labels(candles, label).iloc[feature_set.rows_needed - 1 :],
         )
     rows = sum(len(known) for _, known in parts.values())
@@ -94,7 +95,8 @@ def assemble(
     return TrainingTable(
         feature_set=feature_set,
         label=label,
-        x=np.concatenate([part for part, _ in parts.values()])[order],
+        names=tuple(next(iter(parts.values()))[0].columns),
+        x=np.concatenate([part.to_numpy() for part, _ in parts.values()])[order],
         y=known["label"].to_numpy(dtype=np.int8)[order],
         forward_return=known["forward_return"].to_numpy(dtype=np.float64)[order],
         decided_at=np.asarray(pd.DatetimeIndex(known.index).as_unit("ms").asi8)[order],

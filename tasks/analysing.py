@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,8 @@ from trading.window import Timeframe, Window
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ml.model import Prediction
 
 # the model has been measured against a baseline, the rules have not
 WEIGHTS: Final = {"model": 2.0}
@@ -43,14 +46,21 @@ class Analysed:
     data_mode: str
 
 
-def analyse_symbol(
-    store: Store, window: Window, chosen: Champion | None, absent: Sequence[str], *, now: datetime
-) -> Analysed:
-    """Analyse the last bar of ``window`` and store what was found under the bar's close.
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is known of a symbol before anything is said of it: candles up to the bar to analyse."""
+
+    window: Window
+    candles: pd.DataFrame
+    data_mode: str
+    prediction: Prediction | None
+
+
+def look(store: Store, window: Window, chosen: Champion | None) -> Look:
+    """Read the candles of ``window`` and ask the champion, where there is one, about the last of them.
 
     Args:
         window: enough history for the model and the rules, ending at the bar to analyse.
-        chosen: the champion, or None where it is among the ``absent``.
 
     Raises:
         InsufficientHistory: the last bar that the market should have is not in the store.
@@ -60,14 +70,57 @@ def analyse_symbol(
     if candles.empty or not entries:
         raise InsufficientHistory(f"the store holds no candles of {window}; run tradeflows ingest for it")
     _require_last(candles, window, entries[-1].calendar)
+    prediction = chosen.model.predict(candles) if chosen is not None else None
+    return Look(window, candles, entries[-1].data_mode, prediction)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the suite said: ``refused`` has the reason by symbol, ``warnings`` concern the whole run."""
+
+    refused: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def judge_predictions(predictions: dict[str, Prediction]) -> Judged:
+    """Judge the predictions of a run, by symbol, in one pass."""
+    if not predictions:
+        return Judged({}, ())
+    from expectations.predictions import judge
+
+    verdicts, of_run = judge(list(predictions.values()))
+    refused = {
+        symbol: "; ".join(map(str, verdict.critical))
+        for symbol, verdict in zip(predictions, verdicts, strict=True)
+        if verdict.critical
+    }
+    return Judged(refused, tuple(map(str, of_run.findings)))
+
+
+def conclude(
+    store: Store, seen: Look, chosen: Champion | None, judged: Judged, absent: Sequence[str], *, now: datetime
+) -> Analysed:
+    """Combine the opinions on the last bar and store the analysis under the bar's close.
+
+    A prediction that was refused has no say: the analysis calls the model absent and says why.
+
+    Args:
+        chosen: the champion, or None where it is among the ``absent``.
+    """
+    window, candles = seen.window, seen.candles
     opinions = [_rule_opinion(name, candles) for name in RULE_NAMES]
-    if chosen is not None:
-        opinions.insert(0, _model_opinion(chosen, candles))
+    refused = judged.refused.get(window.symbol)
+    remarks: tuple[str, ...] = ()
+    if chosen is not None and refused is not None:
+        remarks = (f"the prediction of {chosen.name} version {chosen.version} was refused: {refused}",)
+        chosen, absent = None, [*absent, "model"]
+    elif chosen is not None and seen.prediction is not None:
+        opinions.insert(0, _model_opinion(chosen, seen.prediction))
+        remarks = judged.warnings
     analysis = combine(opinions, WEIGHTS, absent=absent)
+    analysis = replace(analysis, reasons=(*analysis.reasons, *remarks))
     bar_close = _last_open(candles) + window.timeframe.delta
-    mode = entries[-1].data_mode
-    document = _document(window, analysis, bar_close, mode, chosen, now)
-    put_analysis(store, document)
+    put_analysis(store, _document(window, analysis, bar_close, seen.data_mode, chosen, now))
     return Analysed(
         symbol=window.symbol,
         timestamp=bar_close.isoformat(),
@@ -76,7 +129,7 @@ def analyse_symbol(
         price=float(candles["close"].iloc[-1]),
         reasons=list(analysis.reasons),
         model_version=f"v{chosen.version} {chosen.estimator}" if chosen is not None else None,
-        data_mode=mode,
+        data_mode=seen.data_mode,
     )
 
 
@@ -113,8 +166,7 @@ def _rule_opinion(name: str, candles: pd.DataFrame) -> Opinion:
     return Opinion(name, signal, RULE_CONFIDENCE, (reason,))
 
 
-def _model_opinion(chosen: Champion, candles: pd.DataFrame) -> Opinion:
-    prediction = chosen.model.predict(candles)
+def _model_opinion(chosen: Champion, prediction: Prediction) -> Opinion:
     return Opinion(
         "model",
         prediction.signal,
@@ -154,7 +206,8 @@ def analyse_task(
 ) -> tuple[list[Analysed], list[str]]:
     """Analyse each symbol; returns the rows, and the errors of symbols that could not be analysed."""
     settings = load_settings()
-    rows, errors = [], []
+    rows: list[Analysed] = []
+    errors: list[str] = []
     chosen, absent = None, []
     try:
         chosen = champion(registry.connect(settings), settings, model_name(model_symbols, timeframe))
@@ -163,12 +216,28 @@ def analyse_task(
         log.logger().warning("no champion", reason=str(error))
         absent = ["model"]
     with configured_store(settings) as store:
+        looks = []
         for symbol in symbols:
             window = Window(symbol, timeframe, start, end)
-            with log.about(window):
-                try:
-                    rows.append(analyse_symbol(store, window, chosen, absent, now=now))
-                except TradeflowsError as error:
-                    log.logger().error("not analysed", error=str(error))
-                    errors.append(f"{symbol}: {error}")
+            with log.about(window), _collected(symbol, errors):
+                looks.append(look(store, window, chosen))
+        judged = judge_predictions({each.window.symbol: each.prediction for each in looks if each.prediction})
+        for warning in judged.warnings:
+            log.logger().warning("odd predictions", finding=warning)
+        for seen in looks:
+            symbol = seen.window.symbol
+            with log.about(seen.window), _collected(symbol, errors):
+                if symbol in judged.refused:
+                    log.logger().error("prediction refused", findings=judged.refused[symbol])
+                rows.append(conclude(store, seen, chosen, judged, absent, now=now))
     return rows, errors
+
+
+@contextmanager
+def _collected(symbol: str, errors: list[str]) -> Iterator[None]:
+    """One symbol's failure does not stop the others."""
+    try:
+        yield
+    except TradeflowsError as error:
+        log.logger().error("not analysed", error=str(error))
+        errors.append(f"{symbol}: {error}")

@@ -102,7 +102,7 @@ def backtest(
     if stored is not None and registry.run_exists(client, stored["run_id"]):
         return Backtested(**{**stored, "reused": True})
 
-    frames = load(store, dataset.windows)
+    frames = load(store, dataset)
     results: dict[str, dict[str, BacktestResult]] = {}
     for done, symbol in enumerate(dataset.symbols):
         progress.report(f"backtest {dataset.timeframe.value}", done, len(frames))

@@ -12,12 +12,19 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
+import httpx
+import msgspec
+import numpy as np
 import pandas as pd
 
 from tasks import http
+from tasks.retry import REQUEST, RetryPolicy
 from tasks.sources import (
+    LIVE,
+    ROWS,
     Instrument,
-    data_mode_of,
+    Row,
+    checked_mode,
     milliseconds_of,
     moment_of,
     numbers,
@@ -26,10 +33,11 @@ from tasks.sources import (
 )
 from trading.calendars import ALWAYS_OPEN, require_calendar
 from trading.errors import MalformedResponse, SourceRefused, UnknownSymbol
-from trading.window import Window
+from trading.window import EPOCH, Timeframe, Window
 
-VARIABLE: Final = "TRADEFLOWS_EXCHANGE_URL"
 PAGE: Final = 1000
+# https://developers.binance.com/docs/binance-spot-api-docs/rest-api, "IP Limits" of each endpoint
+WEIGHTS: Final = {"/api/v3/klines": 2, "/api/v3/exchangeInfo": 20, "/api/v3/time": 1}
 # codes of an unknown symbol, and of one in letters that no symbol has, such as lower case
 NO_SUCH_SYMBOL: Final = frozenset({-1121, -1100})
 
@@ -37,8 +45,17 @@ NO_SUCH_SYMBOL: Final = frozenset({-1121, -1100})
 class BinanceSource:
     """``tasks.sources.Source`` over the protocol; the connection pool lives as long as the object."""
 
-    def __init__(self, base_url: str) -> None:
-        self._http = http.client(base_url, VARIABLE)
+    def __init__(
+        self,
+        connection: httpx.Client,
+        variable: str,
+        guard: http.Guard | None = None,
+        policy: RetryPolicy = REQUEST,
+        kind: str = "exchange",
+    ) -> None:
+        self._http, self._variable, self._guard, self._policy = connection, variable, guard, policy
+        self._name = f"{kind} {connection.base_url.host}"
+        self._reached = EPOCH
 
     def describe(self, symbol: str) -> Instrument:
         try:
@@ -54,49 +71,47 @@ class BinanceSource:
         return Instrument(
             symbol=symbol,
             calendar=require_calendar(str(one.get("calendar", ALWAYS_OPEN))),
-            data_mode=data_mode_of(one, symbol),
-            source=f"exchange {self._http.base_url.host}",
+            data_mode=checked_mode(one.get("dataMode", LIVE), symbol),
+            source=self._name,
             quote=one.get("quoteAsset"),
         )
 
     def fetch(self, window: Window) -> pd.DataFrame:
-        require_over(window, self.server_time())
+        if window.end > self._reached:  # else its clock was past the end already
+            require_over(window, self.server_time())
         start, end = milliseconds_of(window.start), milliseconds_of(window.end)
         first = start
         step = int(window.timeframe.delta.total_seconds() * 1000)
-        rows: list[list[float]] = []
+        pages: list[np.ndarray] = []
         while first < end:
             # endTime counts the candle that opens at it
-            page = self._get(
-                "/api/v3/klines",
-                {
-                    "symbol": window.symbol,
-                    "interval": window.timeframe.value,
-                    "startTime": first,
-                    "endTime": end - 1,
-                    "limit": PAGE,
-                },
-            )
-            if not isinstance(page, list):
-                raise MalformedResponse(f"klines of {window} are not a list: {str(page)[:120]}")
-            found = [
-                numbers(row[:6] if isinstance(row, list) else row, len(rows) + at, f"klines of {window}")
-                for at, row in enumerate(page)
-            ]
-            inside = [row for row in found if start <= row[0] < end]
-            if not inside:
+            page = self._klines(window.symbol, window.timeframe, first, end - 1, PAGE)
+            found = numbers(page)
+            inside = found[(found[:, 0] >= start) & (found[:, 0] < end)]
+            if not len(inside):
                 break
-            rows += inside
+            pages.append(inside)
             # a page shorter than asked for is no proof of the end: some of its rows may be lost
-            first = max(int(max(row[0] for row in inside)) + step, first + step)
-        return raw_frame(rows)
+            first = max(int(inside[:, 0].max()) + step, first + step)
+        return raw_frame(np.concatenate(pages) if pages else [])
+
+    def listed(self, symbol: str, timeframe: Timeframe) -> datetime | None:
+        return self.next_open(symbol, timeframe, EPOCH)
+
+    def next_open(self, symbol: str, timeframe: Timeframe, after: datetime) -> datetime | None:
+        first = milliseconds_of(after)
+        opens = numbers(self._klines(symbol, timeframe, first, None, 1))[:, 0]
+        later = opens[opens >= first]
+        return moment_of(later.min()) if len(later) else None
 
     def server_time(self) -> datetime:
         reply = self._get("/api/v3/time")
         try:
-            return moment_of(float(reply["serverTime"]))
-        except (KeyError, TypeError, ValueError, OverflowError, OSError):
+            moment = moment_of(float(reply["serverTime"]))
+        except (KeyError, TypeError, ValueError, MalformedResponse):
             raise MalformedResponse(f"/api/v3/time has no serverTime: {str(reply)[:120]}") from None
+        self._reached = max(self._reached, moment)
+        return moment
 
     def close(self) -> None:
         self._http.close()
@@ -110,7 +125,20 @@ class BinanceSource:
         self.close()
 
     def _get(self, path: str, params: dict[str, str | int] | None = None) -> Any:
-        return http.get_json(self._http, path, params, variable=VARIABLE)
+        return self._ask(path, params or {}, http.ANY_JSON)
+
+    def _klines(self, symbol: str, timeframe: Timeframe, first: int, last: int | None, limit: int) -> list[Row]:
+        params: dict[str, str | int] = {"symbol": symbol, "interval": timeframe.value, "startTime": first}
+        params |= {"limit": limit} if last is None else {"endTime": last, "limit": limit}
+        path = "/api/v3/klines"
+        page: list[Row] = self._ask(path, params, ROWS)
+        return page
+
+    def _ask(self, path: str, params: dict[str, str | int], decoder: msgspec.json.Decoder[Any]) -> Any:
+        return http.get_json(
+            self._http, path, params,
+            variable=self._variable, decoder=decoder, weight=WEIGHTS[path], guard=self._guard, policy=self._policy,
+        )  # fmt: skip
 
     def _unknown(self, symbol: str) -> UnknownSymbol:
         known = [str(item.get("symbol")) for item in _listed(self._get("/api/v3/exchangeInfo"))]

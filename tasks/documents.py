@@ -61,12 +61,73 @@ def checked(collection: Collection, document: Mapping[str, Any]) -> Document:
     """The document, if a body may store it.
 
     Raises:
-        StoreError: it has no string ``_id``, or holds a naive time or NaN; says in which field.
+        StoreError: it has no string ``_id``, holds a naive time or NaN, has no value for a field of a unique index,
+            something in an indexed field that cannot be searched for, or a field whose name begins with $.
     """
     if not isinstance(document.get("_id"), str):
         raise StoreError(f"a document of {collection.name} needs a string _id, and got {document.get('_id')!r}")
-    _check_value(document, f"{document['_id']} of {collection.name}")
+    where = f"{document['_id']} of {collection.name}"
+    _check_value(document, where)
+    for name in document:
+        if str(name).startswith("$"):  # MongoDB would take it for an operator
+            raise StoreError(f"{where}: the field {name} begins with $; rename it")
+    for field in collection.fields:
+        try:
+            searchable(document.get(field))
+        except StoreError as error:
+            raise StoreError(f"{where}, {field}: {error}") from error
+    for index in collection.indexes:
+        for field in index.fields:
+            # None twice breaks a unique index of MongoDB, and does not break one of SQLite
+            if index.unique and document.get(field) is None:
+                raise StoreError(f"{where} has no {field}, which the unique index {index.name} needs")
     return dict(document)
+
+
+def encoded(collection: Collection, document: Document) -> bytes:
+    """The document as BSON.
+
+    Raises:
+        StoreError: it holds a value that BSON does not know.
+    """
+    import bson
+
+    try:
+        return bytes(bson.encode(document))
+    except (bson.errors.InvalidDocument, OverflowError, ValueError) as error:
+        raise StoreError(
+            f"{document['_id']} of {collection.name} is not a BSON document ({error}); "
+            "turn numpy and pandas values into Python ones first"
+        ) from error
+
+
+def known(collection: Collection, field: str) -> str:
+    """The field itself, if it is indexed.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if field not in collection.fields:
+        raise StoreError(f"{field} is not indexed in {collection.name}; search one of {list(collection.fields)}")
+    return field
+
+
+def searchable(value: Any) -> Any:
+    """The value itself, if every body can search for it.
+
+    Raises:
+        StoreError: it cannot be searched for.
+    """
+    if isinstance(value, datetime):
+        return aware(value)
+    refused = (
+        (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, int) and not -(2**63) <= value < 2**63)
+        or not (value is None or isinstance(value, str | int | float | bytes))
+    )
+    if refused:
+        raise StoreError(f"{value!r} cannot be searched for; turn numpy and pandas values into Python ones first")
+    return value
 
 
 def aware(moment: datetime) -> datetime:

@@ -9,37 +9,100 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import quote
 
+import httpx
+import msgspec
+import numpy as np
 import pandas as pd
 
 from tasks import http
-from tasks.sources import Instrument, data_mode_of, milliseconds_of, numbers, raw_frame, require_over
+from tasks.retry import REQUEST, RetryPolicy
+from tasks.sources import (
+    LIVE,
+    Instrument,
+    Milliseconds,
+    checked_mode,
+    milliseconds_of,
+    moment_of,
+    raw_frame,
+    require_over,
+)
 from trading.calendars import ALWAYS_OPEN
-from trading.errors import MalformedResponse, SourceRefused, UnknownSymbol
+from trading.errors import SourceRefused, UnknownSymbol
 from trading.window import Timeframe, Window
 
-VARIABLE: Final = "ENGINE_URL"
 LARGEST: Final = 5_000
 NOT_FOUND: Final = 404
-FIELDS: Final = ("timestamp", "open", "high", "low", "close", "volume")
+
+
+class Candle(msgspec.Struct):
+    """A candle as the engine sends it; times in ms."""
+
+    timestamp: Milliseconds
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class Chart(msgspec.Struct, rename="camel"):
+    """The engine's reply; one of real markets does not say what kind of data it is."""
+
+    candles: list[Candle]
+    data_mode: str = LIVE
+
+
+CHART: Final = msgspec.json.Decoder(Chart, strict=False)
 
 
 class EngineSource:
     """``tasks.sources.Source`` over the engine. It has no clock of its own, so ours is asked."""
 
-    def __init__(self, base_url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._http = http.client(base_url, VARIABLE)
+    def __init__(
+        self,
+        connection: httpx.Client,
+        variable: str,
+        guard: http.Guard | None = None,
+        policy: RetryPolicy = REQUEST,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._http, self._variable, self._guard, self._policy = connection, variable, guard, policy
         self._clock = clock
 
     def describe(self, symbol: str) -> Instrument:
         chart = self._chart(symbol, Timeframe.H1, 1)
-        return Instrument(symbol, ALWAYS_OPEN, data_mode_of(chart, symbol), f"engine {self._http.base_url.host}")
+        mode = checked_mode(chart.data_mode, symbol)
+        return Instrument(symbol, ALWAYS_OPEN, mode, f"engine {self._http.base_url.host}")
 
     def fetch(self, window: Window) -> pd.DataFrame:
         now = self.server_time()
         require_over(window, now)
+        rows = self._newest(window, now)
+        first, end = milliseconds_of(window.start), milliseconds_of(window.end)
+        if len(rows) and rows[:, 0].min() > first:
+            raise SourceRefused(
+                f"the engine's candles of {window.symbol} {window.timeframe} begin at "
+                f"{moment_of(rows[:, 0].min()):%Y-%m-%dT%H:%MZ}, after the start of {window}; start later, or ingest "
+                "older candles from the exchange"
+            )
+        return raw_frame(rows[(rows[:, 0] >= first) & (rows[:, 0] < end)])
+
+    def listed(self, symbol: str, timeframe: Timeframe) -> datetime | None:
+        return None  # it remembers the newest candles only
+
+    def next_open(self, symbol: str, timeframe: Timeframe, after: datetime) -> datetime | None:
+        now = self.server_time()
+        first = timeframe.floor(after)
+        rows = self._newest(Window(symbol, timeframe, first, max(timeframe.floor(now), first + timeframe.delta)), now)
+        if len(rows) and rows[:, 0].min() > milliseconds_of(after):
+            return None  # what it has forgotten is not what it never had
+        later = rows[rows[:, 0] >= milliseconds_of(after), 0]
+        return moment_of(later.min()) if len(later) else None
+
+    def _newest(self, window: Window, now: datetime) -> np.ndarray:
         # one for the bar that is forming, one for an engine whose clock has passed into the next
         wanted = (now - window.start) // window.timeframe.delta + 2
         if wanted > LARGEST:
@@ -47,16 +110,9 @@ class EngineSource:
                 f"{window} would take the newest {wanted} bars and the engine is asked for {LARGEST} at most; "
                 "ingest older candles from the exchange or from files"
             )
-        candles = self._chart(window.symbol, window.timeframe, wanted)["candles"]
-        rows = [_row(candle, at, window) for at, candle in enumerate(candles)]
-        first, end = milliseconds_of(window.start), milliseconds_of(window.end)
-        if rows and min(row[0] for row in rows) > first:
-            raise SourceRefused(
-                f"the engine's candles of {window.symbol} {window.timeframe} begin at "
-                f"{datetime.fromtimestamp(min(row[0] for row in rows) / 1000, tz=UTC):%Y-%m-%dT%H:%MZ}, after the "
-                f"start of {window}; start later, or ingest older candles from the exchange"
-            )
-        return raw_frame([row for row in rows if first <= row[0] < end])
+        candles = self._chart(window.symbol, window.timeframe, max(wanted, 1)).candles
+        rows = [(one.timestamp, one.open, one.high, one.low, one.close, one.volume) for one in candles]
+        return np.array(rows, dtype="float64").reshape(-1, 6)
 
     def server_time(self) -> datetime:
         return self._clock()
@@ -72,21 +128,16 @@ class EngineSource:
     ) -> None:
         self.close()
 
-    def _chart(self, symbol: str, timeframe: Timeframe, limit: int) -> dict[str, Any]:
+    def _chart(self, symbol: str, timeframe: Timeframe, limit: int) -> Chart:
         path = f"/api/market/chart/{quote(symbol, safe='')}/{timeframe.value}"
         try:
-            reply = http.get_json(self._http, path, {"limit": limit}, variable=VARIABLE)
+            chart: Chart = http.get_json(
+                self._http, path, {"limit": limit},
+                variable=self._variable, decoder=CHART, guard=self._guard, policy=self._policy,
+            )  # fmt: skip
         except SourceRefused as error:
             # 401 or a redirect says nothing of the symbol
             if error.status != NOT_FOUND:
                 raise
             raise UnknownSymbol(f"the engine has no chart of {symbol!r} ({error}); add it there first") from None
-        if not isinstance(reply, dict) or not isinstance(reply.get("candles"), list):
-            raise MalformedResponse(f"{path} has no list of candles: {str(reply)[:120]}")
-        return reply
-
-
-def _row(candle: Any, position: int, window: Window) -> list[float]:
-    if not isinstance(candle, dict) or not set(FIELDS) <= set(candle):
-        raise MalformedResponse(f"candle {position} of {window} lacks one of {list(FIELDS)}: {str(candle)[:120]}")
-    return numbers([candle[name] for name in FIELDS], position, f"the chart of {window}")
+        return chart

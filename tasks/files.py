@@ -14,12 +14,12 @@ from typing import Final, Self
 import numpy as np
 import pandas as pd
 
-from tasks.sources import SAMPLE, Instrument, milliseconds_of, require_over
+from tasks.sources import SAMPLE, Instrument, milliseconds_of, moment_of, require_over
 from trading.calendars import ALWAYS_OPEN
 from trading.candles import COLUMNS
 from trading.errors import ConfigurationError, MalformedResponse, UnknownSymbol
 from trading.masks import RAW_COLUMNS
-from trading.window import Timeframe, Window
+from trading.window import EPOCH, Timeframe, Window
 
 TIME_COLUMNS: Final = ("open_time", "timestamp")
 
@@ -31,6 +31,7 @@ class FileSource:
         if not folder.is_dir():
             raise ConfigurationError(f"TRADEFLOWS_CANDLE_FOLDER {folder} is not a folder")
         self._folder, self._calendar, self._mode = folder, calendar, data_mode
+        self._read: tuple[tuple[Path, int], pd.DataFrame] | None = None
 
     def describe(self, symbol: str) -> Instrument:
         if not any(_path(self._folder, symbol, timeframe) for timeframe in Timeframe):
@@ -40,15 +41,32 @@ class FileSource:
 
     def fetch(self, window: Window) -> pd.DataFrame:
         require_over(window, self.server_time())
-        path = _path(self._folder, window.symbol, window.timeframe)
-        if path is None:
-            raise UnknownSymbol(f"{self._folder} has no {window.symbol}_{window.timeframe}.parquet or .csv")
-        rows = read(path)
+        rows = self._rows(window.symbol, window.timeframe)
         first, end = milliseconds_of(window.start), milliseconds_of(window.end)
         return rows[(rows["open_time"] >= first) & (rows["open_time"] < end)].reset_index(drop=True)
 
+    def listed(self, symbol: str, timeframe: Timeframe) -> datetime | None:
+        return self.next_open(symbol, timeframe, EPOCH)
+
+    def next_open(self, symbol: str, timeframe: Timeframe, after: datetime) -> datetime | None:
+        opens = self._rows(symbol, timeframe)["open_time"].to_numpy()
+        later = opens[opens >= milliseconds_of(after)]
+        return moment_of(int(later.min())) if len(later) else None
+
     def server_time(self) -> datetime:
         return datetime.now(UTC)
+
+    def _rows(self, symbol: str, timeframe: Timeframe) -> pd.DataFrame:
+        path = _path(self._folder, symbol, timeframe)
+        if path is None:
+            raise UnknownSymbol(f"{self._folder} has no {symbol}_{timeframe}.parquet or .csv")
+        # a backfill asks for one file window by window
+        key = (path, path.stat().st_mtime_ns)
+        known = self._read
+        if known is None or known[0] != key:
+            # another thread may put another file here at any time, so what is given back is our own
+            self._read = known = (key, read(path))
+        return known[1]
 
     def close(self) -> None:
         pass

@@ -1,54 +1,103 @@
-"""HTTP to market-data sources: pooled, bounded in time and size, errors of our own tree.
+"""HTTP to market-data sources: pooled, bounded in time and size, asked politely, errors of our own tree.
 
 One ``get_json`` for every source, so that all of them treat a refused connection, a rate limit and a
-truncated reply alike.
+truncated reply alike. Who may be talked to is decided in ``tasks.addresses``.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import random
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Protocol
 
 import httpx
+import msgspec
+import tenacity
 
-from trading.errors import ConfigurationError, MalformedResponse, RateLimited, SourceRefused, SourceUnavailable
+from tasks.addresses import ANYWHERE, Access, checked_url, checking_peers
+from tasks.retry import LONGEST_WAIT, REQUEST, RetryPolicy
+from trading.errors import (
+    CircuitOpen,
+    MalformedResponse,
+    RateLimited,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+)
 
 TIMEOUT: Final = httpx.Timeout(10.0, connect=5.0)
+# as many as are used at once, kept open between requests
+POOL: Final = httpx.Limits(max_connections=16, max_keepalive_connections=16)
 LARGEST_REPLY: Final = 32 * 1024 * 1024
 # the timeouts count between two bytes: this one bounds a reply that comes in drops
 LONGEST_REPLY: Final = 60.0
-# a rate limit of up to this many seconds is waited out in place; a longer one fails the run, because asking
-# again before it is over makes exchanges ban the address
-LONGEST_WAIT: Final = 30.0
 SHOWN: Final = 120
+ANY_JSON: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 
 
-def client(base_url: str, variable: str) -> httpx.Client:
+class Guard(Protocol):
+    """Stands before a source: asked before each request, told how it ended."""
+
+    def admit(self, weight: int) -> None:
+        """Wait until a request of that weight may go out. Raises CircuitOpen where none may for now."""
+
+    def heard(self, error: SourceError | None) -> None:
+        """What came of it; None for an answer."""
+
+
+class Unguarded:
+    """A guard that lets everything pass."""
+
+    def admit(self, weight: int) -> None:
+        pass
+
+    def heard(self, error: SourceError | None) -> None:
+        pass
+
+
+class _Damaged(MalformedResponse):
+    """Cut or garbled on the way: another reply, or another source, may do."""
+
+    transient = True
+
+
+class _Hopeless(MalformedResponse):
+    """Asking again gives the same: too large, or JSON that says something else."""
+
+
+def client(
+    base_url: str, variable: str, *, access: Access = ANYWHERE, timeout: httpx.Timeout | None = None
+) -> httpx.Client:
     """A client of one source.
 
     Args:
         variable: the setting that the address comes from, for error messages.
+        access: which hosts may be talked to.
+        timeout: of connecting, and between two bytes; ``TIMEOUT`` by default.
 
     Raises:
-        ConfigurationError: not an http or https address, or one with a password in it.
+        ConfigurationError: not an http or https address, one with a password in it, or of a host that may
+            not be talked to.
     """
-    # looked for in the text: a password with a slash in it is no user information to a parser
-    if "@" in base_url:
-        raise ConfigurationError(f"{variable} holds a user name or password; leave them out of the address")
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ConfigurationError(f"{variable} is not an address ({error}); it looks like https://host") from None
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise ConfigurationError(f"{variable} must be an http or https address with a host, such as https://host")
+    url = checked_url(base_url, variable, access)
     # reading the system's trust takes 20 ms, and plain http has no use for it: with none, no TLS peer is trusted
     trust = True if url.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # a redirect could lead a request, and the trust in its reply, to any other host
-    return httpx.Client(base_url=url, timeout=TIMEOUT, follow_redirects=False, verify=trust)
+    return httpx.Client(
+        base_url=url,
+        timeout=timeout or TIMEOUT,
+        limits=POOL,
+        follow_redirects=False,
+        verify=trust,
+        # behind a proxy the peer that is checked would be the proxy
+        trust_env=not (access.allowed or access.public_only),
+        event_hooks={"request": [checking_peers(access, variable)]},
+    )
 
 
 def get_json(
@@ -57,28 +106,74 @@ def get_json(
     params: Mapping[str, str | int] | None = None,
     *,
     variable: str,
+    decoder: msgspec.json.Decoder[Any] = ANY_JSON,
+    weight: int = 1,
+    guard: Guard | None = None,
+    policy: RetryPolicy = REQUEST,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Any:
     """GET ``path`` and parse the reply.
 
-    A 429 or 418 with a Retry-After of up to ``LONGEST_WAIT`` seconds is waited out once.
+    Asked again under ``policy``: 429 and 418 once their Retry-After is over (one of more than ``LONGEST_WAIT``
+    seconds is not waited for), no answer, 5xx, and a reply that was damaged on the way.
+
+    Args:
+        decoder: says what the reply looks like; any JSON by default.
+        weight: what the request costs under the source's rate limit.
+        guard: asked before each try, told its outcome.
 
     Raises:
-        SourceUnavailable: unreachable, timed out, took longer than ``LONGEST_REPLY`` seconds, or 5xx.
-        RateLimited: asked to slow down, twice or for long.
+        SourceUnavailable: unreachable, timed out, took longer than ``LONGEST_REPLY`` seconds, or 5xx;
+            CircuitOpen where the guard lets nobody through.
+        RateLimited: asked to slow down, again and again or for long.
         SourceRefused: another 4xx, or a redirect.
         MalformedResponse: not JSON, not the encoding it claims, or larger than ``LARGEST_REPLY`` bytes.
     """
-    try:
-        return _once(connection, path, params, variable)
-    except RateLimited as error:
-        if error.retry_after is None or error.retry_after > LONGEST_WAIT:
+    stands = guard or Unguarded()
+
+    def once() -> Any:
+        stands.admit(weight)
+        try:
+            answer = _once(connection, path, params, variable, decoder)
+        except SourceError as error:
+            stands.heard(error)
             raise
-        sleep(error.retry_after)
-    return _once(connection, path, params, variable)
+        stands.heard(None)
+        return answer
+
+    delays = policy.delays or [0.0]  # tenacity asks for a pause after the last try, too
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(policy.attempts + 1),
+        retry=tenacity.retry_if_exception(_worth_asking_again),
+        wait=lambda state: _pause(state, delays, policy.jitter),
+        sleep=sleep,
+        reraise=True,
+    )
+    return retrying(once)
 
 
-def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] | None, variable: str) -> Any:
+def _worth_asking_again(error: BaseException) -> bool:
+    if isinstance(error, RateLimited):
+        return (error.retry_after or 0) <= LONGEST_WAIT
+    return isinstance(error, SourceUnavailable | _Damaged) and not isinstance(error, CircuitOpen)
+
+
+def _pause(state: tenacity.RetryCallState, delays: list[float], jitter: float) -> float:
+    """Retry-After where the source gave one, else exponential; a little more by chance, never less."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    told = error.retry_after if isinstance(error, RateLimited) else None
+    delay = delays[min(state.attempt_number, len(delays)) - 1] if told is None else told
+    # the chance is only for spreading many clients; nothing computed depends on it
+    return delay + random.uniform(0, jitter) * min(delay, 1.0)  # noqa: S311
+
+
+def _once(
+    connection: httpx.Client,
+    path: str,
+    params: Mapping[str, str | int] | None,
+    variable: str,
+    decoder: msgspec.json.Decoder[Any],
+) -> Any:
     where = f"{connection.base_url.host}:{connection.base_url.port or connection.base_url.scheme}"
     try:
         with connection.stream("GET", path, params=dict(params or {})) as reply:
@@ -89,7 +184,7 @@ def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] |
             f"check that it runs and that {variable} is right"
         ) from error
     except httpx.DecodingError as error:
-        raise MalformedResponse(
+        raise _Damaged(
             f"{where}{path} sent what it says is compressed and is not ({error}); check that {variable} is right"
         ) from error
     status = reply.status_code
@@ -101,9 +196,11 @@ def _once(connection: httpx.Client, path: str, params: Mapping[str, str | int] |
     if status >= 300:
         raise SourceRefused(said, status, body)
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise MalformedResponse(
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _Hopeless(f"{where}{path} did not answer as the protocol says ({error}): {_start(body)}") from error
+    except (ValueError, RecursionError) as error:  # msgspec's DecodeError is a ValueError
+        raise _Damaged(
             f"{where}{path} did not answer with JSON ({error}): {_start(body)}; check that {variable} is right"
         ) from error
 
@@ -114,7 +211,7 @@ def _read(reply: httpx.Response, where: str, path: str) -> bytes:
     for part in reply.iter_bytes():
         size += len(part)
         if size > LARGEST_REPLY:
-            raise MalformedResponse(f"{where}{path} sent more than {LARGEST_REPLY} bytes; ask for fewer candles")
+            raise _Hopeless(f"{where}{path} sent more than {LARGEST_REPLY} bytes; ask for fewer candles")
         if time.monotonic() > latest:
             raise SourceUnavailable(f"{where}{path} took longer than {LONGEST_REPLY:g} seconds to answer")
         parts.append(part)
@@ -127,9 +224,14 @@ def _start(body: bytes) -> str:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Retry-After in seconds; None where it is absent or a date, which is treated as unknown."""
-    try:
-        seconds = float(header) if header is not None else math.nan
-    except ValueError:
+    """Retry-After in seconds, given as a number or as a date; None where it is absent or neither."""
+    if header is None:
         return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
     return None if math.isnan(seconds) else max(seconds, 0.0)

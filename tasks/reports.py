@@ -48,3 +48,8 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def section(title: str, lines: Sequence[str]) -> list[str]:
+    """A heading with a list below it; nothing where there is nothing to list."""
+    return [f"## {title}", "\n".join(f"- {line}" for line in lines)] if lines else []

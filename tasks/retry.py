@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from tasks.http import LONGEST_WAIT
-from trading.errors import RateLimited, TradeflowsError
+from trading.errors import CircuitOpen, RateLimited, TradeflowsError
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -36,7 +35,13 @@ class RetryPolicy:
         return [min(self.base * 2**attempt, self.longest) for attempt in range(self.attempts)]
 
 
-EXCHANGE: Final = RetryPolicy(attempts=3, base=1.0, longest=60.0)
+# a rate limit of up to this many seconds is waited out in place; a longer one fails the run, because asking
+# again before it is over makes exchanges ban the address
+LONGEST_WAIT: Final = 30.0
+
+# one request; the policies below are for tasks, whose every request was retried like this already
+REQUEST: Final = RetryPolicy(attempts=4, base=0.5, longest=8.0)
+EXCHANGE: Final = RetryPolicy(attempts=1, base=5.0, longest=60.0)
 STORE: Final = RetryPolicy(attempts=3, base=0.5, longest=10.0)
 REGISTRY: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)
 LLM: Final = RetryPolicy(attempts=2, base=2.0, longest=30.0)
@@ -77,6 +82,8 @@ def prefect_options(policy: RetryPolicy) -> dict[str, Any]:
 
 def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.data
+    if isinstance(error, CircuitOpen):
+        return False
     if isinstance(error, RateLimited) and (error.retry_after or 0) > LONGEST_WAIT:
         return False
     return isinstance(error, BaseException) and is_transient(error)

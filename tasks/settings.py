@@ -10,11 +10,12 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tasks.addresses import Access
 from trading.errors import ConfigurationError
 
 PREFIX: Final = "TRADEFLOWS_"
@@ -33,12 +34,28 @@ class Settings(BaseSettings):
     home: Path = Field(Path(".tradeflows"), description="folder of the embedded store, reports and local databases")
 
     exchange_url: str = Field("https://api.binance.com", description="Binance-style REST API")
+    mirror_url: str | None = Field(None, description="a second Binance-style REST API, to fall back to or compare with")
     engine_url: str | None = Field(
         None,
         validation_alias=AliasChoices("TRADEFLOWS_ENGINE_URL", "ENGINE_URL"),
         description="execution engine that serves /api/market/chart/{symbol}/{timeframe}",
     )
     candle_folder: Path | None = Field(None, description="folder of <symbol>_<timeframe>.parquet or .csv files")
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="hosts or networks that sources may be at, with commas; empty: any (in production, any public)"
+    )
+    source_timeout: float = Field(10.0, gt=0, le=120, description="seconds to wait for a source between two bytes")
+    source_pause: float = Field(
+        0.5, gt=0, le=60, description="seconds before the first repeat of a request; then doubled"
+    )
+    exchange_weight_per_minute: int = Field(6000, ge=100, description="request weight an exchange allows in a minute")
+    engine_requests_per_minute: int = Field(600, ge=100, description="requests that the engine is sent in a minute")
+    price_tolerance: float = Field(
+        0.01, gt=0, lt=1, description="median relative difference of closes above which two sources disagree"
+    )
+    circuit_failures: int = Field(5, ge=1, description="failures in a row after which a source is left alone")
+    circuit_seconds: float = Field(30.0, gt=0, description="for how long, the first time")
 
     mongodb_url: SecretStr | None = Field(
         None, validation_alias=AliasChoices("TRADEFLOWS_MONGODB_URL", "MONGODB_URL"), description="MongoDB server"
@@ -55,6 +72,16 @@ class Settings(BaseSettings):
         0.0, ge=0, lt=1, description="share of impossible rows above which a batch is refused as a whole"
     )
     log_format: Literal["text", "json"] = Field("text", description="shape of the log lines")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @property
+    def access(self) -> Access:
+        """Which hosts sources may be at."""
+        return Access(self.allowed_hosts, public_only=self.environment == "production")
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Annotated, Any, Final, Protocol, Self
 
+import msgspec
 import numpy as np
 import pandas as pd
+from httpx import Timeout
 
+from tasks.http import Guard, client
+from tasks.retry import REQUEST
 from tasks.settings import Settings
+from tasks.settings import variable as variable_of
 from trading.errors import BadWindow, ConfigurationError, MalformedResponse
 from trading.masks import RAW_COLUMNS
-from trading.window import EPOCH, Window
+from trading.window import EPOCH, Timeframe, Window
 
 LIVE: Final = "live"
 SAMPLE: Final = "sample"
 SIMULATED: Final = "simulated"
+KINDS: Final = ("exchange", "mirror", "engine", "files")
+ADDRESSES: Final = {
+    "exchange": "the address of a Binance-style REST API",
+    "mirror": "the address of a second Binance-style REST API",
+    "engine": "the address of the execution engine",
+}
 DATA_MODES: Final = (LIVE, SAMPLE, SIMULATED)
 
 
@@ -57,6 +69,12 @@ class Source(Protocol):
             SourceError: unreachable, refused, or not what the protocol promises.
         """
 
+    def listed(self, symbol: str, timeframe: Timeframe) -> datetime | None:
+        """Open time of the first candle that there ever was; None where there is none, or the source cannot tell."""
+
+    def next_open(self, symbol: str, timeframe: Timeframe, after: datetime) -> datetime | None:
+        """Open time of the first candle at or after a time; None where there is none yet."""
+
     def server_time(self) -> datetime:
         """The source's clock, UTC."""
 
@@ -70,29 +88,41 @@ class Source(Protocol):
     ) -> None: ...
 
 
-def source_of(settings: Settings, kind: str) -> Source:
-    """The configured source of that kind: ``exchange``, ``engine`` or ``files``.
+def source_of(settings: Settings, kind: str, guard: Guard | None = None) -> Source:
+    """The configured source of that kind: ``exchange``, ``mirror``, ``engine`` or ``files``.
+
+    Args:
+        guard: stands before each request of those that are asked over HTTP.
 
     Raises:
-        ConfigurationError: an unknown kind, or its address or folder is not set.
+        ConfigurationError: an unknown kind, its address or folder is not set, or its host may not be talked to.
     """
-    if kind == "exchange":
-        from tasks.binance import BinanceSource
-
-        return BinanceSource(settings.exchange_url)
-    if kind == "engine":
-        from tasks.engine import EngineSource
-
-        if settings.engine_url is None:
-            raise ConfigurationError("source engine needs ENGINE_URL, the address of the execution engine")
-        return EngineSource(settings.engine_url)
+    if kind not in KINDS:
+        raise ConfigurationError(f"{kind!r} is not a source; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if kind == "files":
         from tasks.files import FileSource
 
         if settings.candle_folder is None:
             raise ConfigurationError("source files needs TRADEFLOWS_CANDLE_FOLDER, a folder of candle files")
         return FileSource(settings.candle_folder)
-    raise ConfigurationError(f"{kind!r} is not a source; use exchange, engine or files")
+    variable, address = address_of(settings, kind)
+    if address is None:
+        raise ConfigurationError(f"source {kind} needs {variable}, {ADDRESSES[kind]}")
+    connection = client(address, variable, access=settings.access, timeout=Timeout(settings.source_timeout))
+    policy = replace(REQUEST, base=settings.source_pause, longest=16 * settings.source_pause)
+    if kind == "engine":
+        from tasks.engine import EngineSource
+
+        return EngineSource(connection, variable, guard, policy)
+    from tasks.binance import BinanceSource
+
+    return BinanceSource(connection, variable, guard, policy, kind)
+
+
+def address_of(settings: Settings, kind: str) -> tuple[str, str | None]:
+    """The setting that holds the address of a source over HTTP, and the address."""
+    field = f"{kind}_url"
+    return variable_of(field), getattr(settings, field)
 
 
 def raw_frame(rows: Any) -> pd.DataFrame:
@@ -104,31 +134,38 @@ def raw_frame(rows: Any) -> pd.DataFrame:
     return frame
 
 
-def numbers(row: Any, position: int, origin: str) -> list[float]:
-    """Six numbers out of a row that a source sent: time and five values, as numbers or their text.
+# what a datetime can hold; a time of ours in microseconds is beyond it, and said to be so
+Milliseconds = Annotated[int, msgspec.Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
+
+
+class Row(msgspec.Struct, array_like=True):
+    """A candle as exchanges send it: open time in ms, then five numbers or their text; what follows is left alone."""
+
+    open_time: Milliseconds
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+ROWS: Final = msgspec.json.Decoder(list[Row], strict=False)
+
+
+def numbers(rows: Sequence[Row]) -> np.ndarray:
+    """Rows as numbers: float64, shape (n, 6)."""
+    cells = ((row.open_time, row.open, row.high, row.low, row.close, row.volume) for row in rows)
+    return np.fromiter(chain.from_iterable(cells), "float64", len(RAW_COLUMNS) * len(rows)).reshape(
+        -1, len(RAW_COLUMNS)
+    )
+
+
+def checked_mode(mode: object, symbol: str) -> str:
+    """The kind of data that a source tells of a symbol.
 
     Raises:
-        MalformedResponse: it is not such a row; names its position and shows it.
+        MalformedResponse: there is no such kind.
     """
-    try:
-        # a text of six digits is a sequence too, and no row
-        values = [float(value) for value in row] if isinstance(row, list) else []
-    except (TypeError, ValueError, OverflowError):
-        values = []
-    if len(values) != len(RAW_COLUMNS) or not np.isfinite(values[0]):
-        raise MalformedResponse(
-            f"row {position} of {origin} is not a candle of time, open, high, low, close and volume: {str(row)[:120]}"
-        )
-    return values
-
-
-def data_mode_of(reply: Mapping[str, Any], symbol: str) -> str:
-    """The kind of data that a source's reply tells of a symbol; one that does not tell is ``live``.
-
-    Raises:
-        MalformedResponse: it tells of a kind that there is not.
-    """
-    mode = reply.get("dataMode", LIVE)
     if mode not in DATA_MODES:
         raise MalformedResponse(f"{symbol} has data mode {mode!r}; it is one of {sorted(DATA_MODES)}")
     return str(mode)
@@ -148,8 +185,15 @@ def require_over(window: Window, clock: datetime) -> None:
 
 
 def moment_of(milliseconds: float) -> datetime:
-    """A time of a source, which counts milliseconds from the epoch, as UTC."""
-    return EPOCH + timedelta(milliseconds=milliseconds)
+    """A time of a source, which counts milliseconds from the epoch, as UTC.
+
+    Raises:
+        MalformedResponse: it lies beyond what a datetime holds.
+    """
+    try:
+        return EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        raise MalformedResponse(f"{milliseconds:.0f} is no time in milliseconds since 1970") from None
 
 
 def milliseconds_of(moment: datetime) -> int:

@@ -15,7 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tasks.documents import COUNTERS, LEASES, Collection, Document, Span, aware, checked
+from tasks.documents import (
+    COUNTERS,
+    LEASES,
+    Collection,
+    Document,
+    Span,
+    aware,
+    checked,
+    encoded,
+    known,
+    searchable,
+)
 from trading.errors import StoreError, StoreUnavailable
 
 BUSY_SECONDS: Final = 30.0
@@ -79,11 +90,11 @@ class SqliteDocuments:
     ) -> list[Document]:
         clauses, values = [], []
         for field, value in (where or {}).items():
-            clauses.append(f"{_known(collection, field)} IS ?")  # as =, and None equals None
+            clauses.append(f"{known(collection, field)} IS ?")  # as =, and None equals None
             values.append(_column(value))
         order = "_id"
         if span is not None:
-            order = _known(collection, span.field)
+            order = known(collection, span.field)
             for bound, sign in ((span.low, ">="), (span.high, "<")):
                 if bound is not None:
                     clauses.append(f"{order} {sign} ?")
@@ -230,7 +241,7 @@ def _write(writer: sqlite3.Connection, collection: Collection, document: Documen
     values = [
         document["_id"],
         rev,
-        _encode(stored, collection),
+        encoded(collection, stored),
         *(_column(stored.get(name)) for name in collection.fields),
     ]
     names = ["_id", "rev", "body", *collection.fields]
@@ -245,18 +256,6 @@ def _write(writer: sqlite3.Connection, collection: Collection, document: Documen
         raise StoreError(f"{document['_id']} of {collection.name} breaks a unique index ({error})") from error
 
 
-def _encode(document: Document, collection: Collection) -> bytes:
-    import bson
-
-    try:
-        return bytes(bson.encode(document))
-    except (bson.errors.InvalidDocument, OverflowError, ValueError) as error:
-        raise StoreError(
-            f"{document['_id']} of {collection.name} is not a BSON document ({error}); "
-            "turn numpy and pandas values into Python ones first"
-        ) from error
-
-
 def _decode(body: bytes) -> Document:
     import bson
     from bson.codec_options import CodecOptions
@@ -266,16 +265,7 @@ def _decode(body: bytes) -> Document:
 
 def _column(value: Any) -> Any:
     """A value as SQLite compares it: times are whole milliseconds since the epoch, as BSON keeps them."""
+    value = searchable(value)
     if isinstance(value, datetime):
-        return (aware(value) - EPOCH) // timedelta(milliseconds=1)
-    if isinstance(value, bool):
-        return int(value)
-    if value is None or isinstance(value, str | int | float | bytes):
-        return value
-    raise StoreError(f"{value!r} cannot be searched for; turn numpy and pandas values into Python ones first")
-
-
-def _known(collection: Collection, field: str) -> str:
-    if field not in collection.fields:
-        raise StoreError(f"{field} is not indexed in {collection.name}; search one of {list(collection.fields)}")
-    return field
+        return (value - EPOCH) // timedelta(milliseconds=1)
+    return int(value) if isinstance(value, bool) else value

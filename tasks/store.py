@@ -1,40 +1,46 @@
-"""The store: candle chunks, staged batches, analyses and results, above the document port.
+"""The store: candles, analyses and results, above the document port.
 
-Candles lie in one document per symbol, timeframe and calendar period (``trading.window.period_start``),
-as an Arrow stream with zstd, first, last, rows and digest in the clear. A chunk is written by
-compare-and-set, so it is the old one or the new one, whoever else writes.
+Candles lie in one document per symbol, timeframe and calendar period (``tasks.chunks``). A chunk is
+written by compare-and-set, so it is the old one or the new one, whoever else writes.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 
+from tasks import chunks
+from tasks.chunks import Correction, Revision, chunk_id, merge
 from tasks.documents import Collection, Document, Documents, Index, Span
 from tasks.settings import Settings
-from trading.candles import COLUMNS, between, check, digest, empty, frame_of, open_times_ms
-from trading.errors import ConfigurationError, DataModeConflict, RevisionConflict, StoreUnavailable
-from trading.window import Window, as_utc, period_end, period_start, split_by_period
+from trading.candles import between, check, digest
+from trading.errors import DataModeConflict, DatasetLost, RevisionConflict, StoreError
+from trading.window import Window, as_utc, period_start, split_by_period
 
 SERIES: Final = Collection("series")
 CHUNKS: Final = Collection("candles", (Index("candles_series_idx", ("series", "start"), unique=True),))
-STAGING: Final = Collection("staging", expires="expires_at")
+DATASETS: Final = Collection("datasets", (Index("datasets_created_idx", ("created_at",)),))
 ANALYSES: Final = Collection("ai_analysis", (Index("symbol_timestamp_idx", ("symbol", "timestamp")),))
 RESULTS: Final = Collection("results", (Index("results_kind_idx", ("kind", "created_at")),))
-LEDGER: Final = Collection("ledger", (Index("ledger_series_idx", ("series", "start")),))
-QUARANTINE: Final = Collection("quarantine", (Index("quarantine_series_idx", ("series", "open_time")),))
-COLLECTIONS: Final = (SERIES, CHUNKS, STAGING, ANALYSES, RESULTS, LEDGER, QUARANTINE)
+LEDGER: Final = Collection(
+    "ledger", (Index("ledger_series_idx", ("series", "start")), Index("ledger_recorded_idx", ("recorded_at",)))
+)
+GAPS: Final = Collection("gaps", (Index("gaps_series_idx", ("series", "start")),))
+QUARANTINE: Final = Collection(
+    "quarantine",
+    (Index("quarantine_series_idx", ("series", "open_time")), Index("quarantine_seen_idx", ("first_seen",))),
+)
+CIRCUITS: Final = Collection("circuits")
+COLLECTIONS: Final = (SERIES, CHUNKS, DATASETS, ANALYSES, RESULTS, LEDGER, GAPS, QUARANTINE, CIRCUITS)
 
+FORMAT: Final = 2  # raise it whenever documents change their meaning
 CONFLICT_ATTEMPTS: Final = 50
-STAGED_FOR: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,14 @@ class Store:
 class WriteReport:
     """What a write did: new candles, candles that had other values, candles that were there already.
 
+    ``withdrawn`` counts stored candles of the window that were not among those written; they stay.
     ``digest`` names the candles of the window as the store now holds them.
     """
 
     added: int
     changed: int
     unchanged: int
+    withdrawn: int
     digest: str
 
 
@@ -85,22 +93,51 @@ def open_store(home: Path) -> Store:
     """
     from tasks.sqlite_documents import SqliteDocuments
 
-    return Store(SqliteDocuments(home / "store.db", COLLECTIONS))
+    return _of_this_format(Store(SqliteDocuments(home / "store.db", COLLECTIONS)))
 
 
 def configured_store(settings: Settings) -> Store:
-    """The store that the settings name.
+    """The store that the settings name: MongoDB where there is an address, else the embedded one.
 
     Raises:
-        ConfigurationError: a MongoDB server is named, which this version cannot use.
-        StoreUnavailable: the home folder cannot be made or written.
+        StoreUnavailable: the home folder cannot be made or written, or the server does not answer.
     """
-    if settings.mongodb_url is not None:
-        raise ConfigurationError(
-            "MONGODB_URL is set, and this version stores to the embedded database only; unset it to use the one in "
-            f"{settings.home}"
+    if settings.mongodb_url is None:
+        return open_store(settings.home)
+    from tasks.mongo_documents import MongoDocuments
+
+    return _of_this_format(Store(MongoDocuments(settings.mongodb_url.get_secret_value(), COLLECTIONS)))
+
+
+def _of_this_format(store: Store) -> Store:
+    """The store itself, if its documents are as this version writes them.
+
+    Raises:
+        StoreError: they are of another version.
+    """
+    try:
+        found = _format(store)
+    except BaseException:
+        store.documents.close()
+        raise
+    if found != FORMAT:
+        store.documents.close()
+        raise StoreError(
+            f"the store is of format {found} and this version reads format {FORMAT}; ingest again into another "
+            "TRADEFLOWS_HOME (or database), or use the version that wrote it"
         )
-    return open_store(settings.home)
+    return store
+
+
+def _format(store: Store) -> int:
+    """The format of the store's documents; an empty store is marked with ours."""
+    marked = store.documents.get(SERIES, "format")
+    if marked is not None:
+        return int(marked.get("version", 0))
+    if store.documents.find(CHUNKS, newest=1):
+        return 1
+    store.documents.insert(SERIES, {"_id": "format", "version": FORMAT})
+    return FORMAT
 
 
 def series_key(symbol: str, timeframe: str) -> str:
@@ -111,32 +148,16 @@ def series_key(symbol: str, timeframe: str) -> str:
 # --- candles -------------------------------------------------------------------------------------
 
 
-def merge(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
-    """Both frames as one; on equal open times the new row wins.
-
-    Returns:
-        The merged frame (sorted, unique), how many rows are new, how many have other values than before.
-    """
-    if stored.empty or new.empty:
-        return (new, len(new), 0) if stored.empty else (stored, 0, 0)
-    old_times, new_times = open_times_ms(stored), open_times_ms(new)
-    at = np.minimum(np.searchsorted(old_times, new_times), len(old_times) - 1)
-    known = old_times[at] == new_times
-    old_values, new_values = stored[list(COLUMNS)].to_numpy(), new[list(COLUMNS)].to_numpy()
-    changed = int((old_values[at[known]] != new_values[known]).any(axis=1).sum())
-    added = int((~known).sum())
-    if not added and not changed:
-        return stored, 0, 0
-    kept = ~np.isin(old_times, new_times)
-    times = np.concatenate([old_times[kept], new_times])
-    order = np.argsort(times, kind="stable")
-    return frame_of(times[order], np.concatenate([old_values[kept], new_values])[order]), added, changed
-
-
-def write_candles(store: Store, window: Window, candles: pd.DataFrame, data_mode: str) -> WriteReport:
+def write_candles(
+    store: Store, window: Window, candles: pd.DataFrame, data_mode: str, revision: Revision | None = None
+) -> WriteReport:
     """Merge the candles that lie in ``window`` into the series; equal candles touch nothing.
 
     A window over several chunks is written chunk by chunk, each of them old or new.
+
+    Args:
+        revision: given where the window was approved before, so that somebody may have read it: what
+            the write changes is kept and can be undone.
 
     Raises:
         CandleContractError: the frame breaks the contract.
@@ -146,12 +167,17 @@ def write_candles(store: Store, window: Window, candles: pd.DataFrame, data_mode
     candles = between(check(candles), window)
     _claim_mode(store, window, data_mode)
     added = changed = 0
+    held: list[pd.DataFrame] = []
     for part in split_by_period(window):
         rows = between(candles, part)
         if len(rows):
-            more, other = _write_chunk(store, part, rows, data_mode)
-            added, changed = added + more, changed + other
-    return WriteReport(added, changed, len(candles) - added - changed, digest(read_candles(store, window)))
+            merged = _write_chunk(store, part, rows, data_mode, revision)
+            added, changed = added + len(merged.added), changed + len(merged.changed)
+            held.append(between(merged.candles, part))
+        else:
+            held.append(read_candles(store, part))
+    now = pd.concat(held) if len(held) > 1 else held[0]
+    return WriteReport(added, changed, len(candles) - added - changed, len(now) - len(candles), digest(now))
 
 
 def read_candles(store: Store, window: Window) -> pd.DataFrame:
@@ -160,16 +186,43 @@ def read_candles(store: Store, window: Window) -> pd.DataFrame:
     Raises:
         StoreUnavailable: a chunk is not what was written; says which.
     """
-    chunks = store.documents.find(
-        CHUNKS,
-        {"series": series_key(window.symbol, window.timeframe.value)},
-        Span("start", period_start(window.timeframe, window.start), window.end),
-    )
-    if not chunks:
-        return empty()
-    frames = [_frame(chunk) for chunk in chunks]
-    times = np.concatenate([open_times_ms(frame) for frame in frames])
-    return between(frame_of(times, np.concatenate([frame.to_numpy() for frame in frames])), window)
+    return between(chunks.frames(_chunks(store, window)), window)
+
+
+def read_candles_at(store: Store, window: Window, revisions: Mapping[str, int]) -> pd.DataFrame:
+    """The candles of ``window`` as they were when its chunks had these revisions (see ``read_with_revisions``).
+
+    Raises:
+        DatasetLost: what was replaced since is no longer kept.
+    """
+    found = _chunks(store, window)
+    key = series_key(window.symbol, window.timeframe.value)
+    # the revisions may be of other series, too
+    wanted = {chunk_id(key, part) for part in split_by_period(window)}.intersection(revisions)
+    gone = wanted - {chunk["_id"] for chunk in found}
+    if gone:
+        raise DatasetLost(f"the chunks {sorted(gone)} of {window} are no longer in the store")
+    parts = [chunks.before(chunk, revisions.get(chunk["_id"], 0)) for chunk in found]
+    return between(pd.concat(parts), window) if parts else chunks.frame(None)
+
+
+def read_with_revisions(store: Store, window: Window) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The stored candles of ``window``, and the revision of each chunk that they were read from."""
+    found = _chunks(store, window)
+    return between(chunks.frames(found), window), {chunk["_id"]: chunk["rev"] for chunk in found}
+
+
+def corrections(store: Store, symbol: str, timeframe: str) -> list[Correction]:
+    """Candles that were changed, or came, after their window had been approved; by time of the change."""
+    found = store.documents.find(CHUNKS, {"series": series_key(symbol, timeframe)}, Span("start"))
+    made = [correction for chunk in found for correction in chunks.corrections(chunk)]
+    return sorted(made, key=lambda correction: (correction.revision.at, correction.open_time))
+
+
+def _chunks(store: Store, window: Window) -> list[Document]:
+    key = series_key(window.symbol, window.timeframe.value)
+    span = Span("start", period_start(window.timeframe, window.start), window.end)
+    return store.documents.find(CHUNKS, {"series": key}, span)
 
 
 def series(store: Store) -> list[SeriesInfo]:
@@ -202,98 +255,21 @@ def _claim_mode(store: Store, window: Window, data_mode: str) -> None:
         )
 
 
-def _write_chunk(store: Store, part: Window, rows: pd.DataFrame, data_mode: str) -> tuple[int, int]:
+def _write_chunk(
+    store: Store, part: Window, rows: pd.DataFrame, data_mode: str, revision: Revision | None
+) -> chunks.Merged:
     key = series_key(part.symbol, part.timeframe.value)
-    start = period_start(part.timeframe, part.start)
-    chunk_id = f"{key}|{start:%Y-%m-%d}"
     for _ in range(CONFLICT_ATTEMPTS):
-        stored = store.documents.get(CHUNKS, chunk_id)
-        merged, added, changed = merge(_frame(stored), rows)
-        if not added and not changed:
-            return 0, 0
-        chunk: Document = {
-            "_id": chunk_id,
-            "series": key,
-            "start": start,
-            "end": period_end(part.timeframe, part.start),
-            "first": _moment(merged, 0),
-            "last": _moment(merged, -1),
-            "rows": len(merged),
-            "digest": digest(merged),
-            "data_mode": data_mode,
-            "candles": _arrow(merged),
-        }
+        stored = store.documents.get(CHUNKS, chunk_id(key, part))
+        merged = merge(chunks.frame(stored), rows)
+        if not merged.touched:
+            return merged
+        chunk = chunks.document(key, part, merged, stored, data_mode, revision)
         if store.documents.compare_and_set(CHUNKS, chunk, stored["rev"] if stored else 0):
-            return added, changed
-    raise RevisionConflict(f"chunk {chunk_id} was changed by others {CONFLICT_ATTEMPTS} times in a row; try again")
-
-
-def _moment(candles: pd.DataFrame, at: int) -> datetime:
-    return datetime.fromtimestamp(int(open_times_ms(candles)[at]) / 1000, tz=UTC)
-
-
-def _frame(chunk: Document | None) -> pd.DataFrame:
-    if chunk is None:
-        return empty()
-    try:
-        table = _table(chunk["candles"])
-        times, columns = table.column("open_time").to_numpy(), [table.column(name).to_numpy() for name in COLUMNS]
-        candles = frame_of(times, np.column_stack(columns))
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        raise StoreUnavailable(f"chunk {chunk['_id']} is damaged ({error}); restore the store from a backup") from error
-    # the database has no checksums of its own, and a damaged disk must not become other prices
-    if digest(candles) != chunk.get("digest"):
-        raise StoreUnavailable(f"chunk {chunk['_id']} is not what its digest says; restore the store from a backup")
-    return candles
-
-
-def _arrow(candles: pd.DataFrame) -> bytes:
-    columns = {"open_time": open_times_ms(candles)} | {name: candles[name].to_numpy() for name in COLUMNS}
-    return _stream(pa.table(columns))
-
-
-def _stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _table(stream: bytes) -> pa.Table:
-    return pa.ipc.open_stream(stream).read_all()
-
-
-# --- staged batches ------------------------------------------------------------------------------
-
-
-def stage(store: Store, raw: pd.DataFrame, window: Window, now: datetime) -> str:
-    """Keep raw rows for a day between two tasks; returns the name to ask for them by.
-
-    Equal rows of a window have one name, so that a retry stages nothing twice.
-    """
-    body = _stream(pa.table({name: raw[name].to_numpy() for name in ("open_time", *COLUMNS)}))
-    name = hashlib.sha256(f"{window}\0".encode() + body).hexdigest()
-    document = {"_id": name, "window": str(window), "rows": body, "expires_at": now + STAGED_FOR}
-    store.documents.put(STAGING, document)
-    return name
-
-
-def staged(store: Store, name: str) -> pd.DataFrame:
-    """Raw rows that ``stage`` kept.
-
-    Raises:
-        RevisionConflict: they are gone (stored already, or older than a day); fetch them again.
-    """
-    document = store.documents.get(STAGING, name)
-    if document is None:
-        raise RevisionConflict(f"the staged batch {name[:12]} is gone; fetch its window again")
-    frame: pd.DataFrame = _table(document["rows"]).to_pandas()
-    return frame
-
-
-def unstage(store: Store, name: str) -> None:
-    """Forget staged rows."""
-    store.documents.delete(STAGING, name)
+            return merged
+    raise RevisionConflict(
+        f"chunk {chunk_id(key, part)} was changed by others {CONFLICT_ATTEMPTS} times in a row; try again"
+    )
 
 
 # --- analyses and results ------------------------------------------------------------------------

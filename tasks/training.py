@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -60,7 +60,8 @@ class Trained:
     """What a training left behind.
 
     ``scores`` has one row per estimator; ``folds`` one per estimator and fold; ``reused`` says that an
-    equal training had been done before and nothing was run.
+    equal training had been done before and nothing was run; ``findings`` are what was odd about the
+    feature matrix without stopping the training.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Trained:
     data_mode: str
     pictures: list[str]
     reused: bool
+    findings: list[str] = field(default_factory=list)
 
 
 def model_name(symbols: tuple[str, ...] | list[str], timeframe: Timeframe) -> str:
@@ -102,7 +104,8 @@ def training_key(dataset: Dataset, request: TrainingRequest) -> str:
 class Learned:
     """What the walk-forward and the final fit gave, before anything is written down.
 
-    ``unseen`` holds the winner's out-of-sample signals (see ``ml.training.out_of_sample``).
+    ``unseen`` holds the winner's out-of-sample signals (see ``ml.training.out_of_sample``), ``findings``
+    what the feature suite had to say without stopping the training.
     """
 
     features: FeatureSet
@@ -115,6 +118,7 @@ class Learned:
     fitted: Fitted
     rule: SignalRule
     example: pd.DataFrame
+    findings: tuple[str, ...]
 
 
 def train(
@@ -131,13 +135,14 @@ def train(
 
     Raises:
         InsufficientHistory: too few candles for a row, the folds, or the classes of a fold.
+        ExpectationFailed: the feature matrix is not what its features declare.
     """
     name = model_name(dataset.symbols, dataset.timeframe)
     key = training_key(dataset, request)
     earlier = _earlier(client, name, key)
     if earlier is not None:
         return earlier
-    learned = learn(load(store, dataset.windows), dataset, request)
+    learned = learn(load(store, dataset), dataset, request)
     decision = _decide(client, name, learned)
     experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
     tags = training_runs.tags_of(dataset, key, flow_run_id)
@@ -177,6 +182,7 @@ def train(
                 data_mode=dataset.data_mode,
                 pictures=[path.name for path in pictures],
                 reused=False,
+                findings=list(learned.findings),
             )
             client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
@@ -188,7 +194,11 @@ def train(
 
 
 def learn(frames: dict[str, pd.DataFrame], dataset: Dataset, request: TrainingRequest) -> Learned:
-    """Score every estimator in a purged walk-forward and fit the best one on all rows."""
+    """Score every estimator in a purged walk-forward and fit the best one on all rows.
+
+    Raises: as ``train``.
+    """
+    import expectations.features as feature_suite
     from ml import estimators, evaluation, splits, training
     from ml.features import FeatureSet
     from ml.labels import LabelDefinition
@@ -196,6 +206,8 @@ def learn(frames: dict[str, pd.DataFrame], dataset: Dataset, request: TrainingRe
     label = LabelDefinition(request.horizon, request.buy_threshold, request.sell_threshold, request.round_trip_cost)
     features = FeatureSet()
     table = training.assemble(frames, features, label)
+    verdict = feature_suite.judge(table)
+    feature_suite.require(verdict)
     embargo = request.horizon * dataset.timeframe.delta
     folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo)
     step = f"train {dataset.timeframe.value}"
@@ -215,6 +227,7 @@ def learn(frames: dict[str, pd.DataFrame], dataset: Dataset, request: TrainingRe
         fitted=fitted,
         rule=rule,
         example=next(iter(frames.values())).tail(features.rows_needed).reset_index(),
+        findings=tuple(map(str, verdict.findings)),
     )
 
 
@@ -251,11 +264,11 @@ def _score_row(score: Scores, baseline: Scores) -> dict[str, Any]:
 
 
 @task(name="select-dataset", **prefect_options(STORE))
-def select_task(symbols: list[str], timeframe: Timeframe, start: datetime, end: datetime) -> Dataset:
+def select_task(symbols: list[str], timeframe: Timeframe, start: datetime, end: datetime, now: datetime) -> Dataset:
     """``tasks.datasets.select`` on the configured store."""
     settings = load_settings()
     with configured_store(settings) as store:
-        return select(store, symbols, timeframe, start, end)
+        return select(store, symbols, timeframe, start, end, now=now)
 
 
 @task(name="train-models", **prefect_options(REGISTRY))

@@ -81,7 +81,8 @@ def log_parent(
             "baseline_log_loss": learned.baseline.log_loss,
             "rows": float(len(learned.table)),
         },
-        tags=tags,
+        # a run without the tag was not judged; MLflow takes 5,000 characters
+        tags={**tags, "feature_findings": ("; ".join(learned.findings) or "none")[:5000]},
         files=[folder / UNSEEN, *pictures],
     )
     run_id = registry.log_run(client, experiment, record, at_ms=_ms(now), finish=False)
@@ -112,15 +113,16 @@ def _log_inputs(client: MlflowClient, run_id: str, dataset: Dataset) -> None:
     from mlflow.entities import Dataset as LoggedDataset
     from mlflow.entities import DatasetInput
 
-    window = dataset.windows[0]
+    windows = [
+        {"symbol": window.symbol, "start": window.start.isoformat(), "end": window.end.isoformat()}
+        for window in dataset.windows
+    ]
     logged = LoggedDataset(
         name=f"{'-'.join(dataset.symbols)} {dataset.timeframe.value}"[:200],
         # MLflow keeps 36 characters; the whole digest is in the run's tags
         digest=dataset.digest[:32],
         source_type="tradeflows",
-        source=json.dumps(
-            {"start": window.start.isoformat(), "end": window.end.isoformat(), "rows": dict(dataset.rows)}
-        ),
+        source=json.dumps({"digest": dataset.digest, "windows": windows, "rows": dict(dataset.rows)}),
     )
     client.log_inputs(run_id, [DatasetInput(logged)])
 

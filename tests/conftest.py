@@ -6,9 +6,12 @@ import os
 import socket
 import socketserver
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,9 @@ def sandbox(sandbox_server: LocalSandbox) -> Iterator[LocalSandbox]:
     before = dict(state.markets)
     state.set_to, state.running_since, state.faults, state.requests = CLOCK, None, Faults(), 0
     state.rng = np.random.default_rng(0)
+    state.replies.clear()
+    state.weights.clear()
+    state.used_weight, state.speed, state.ticks = 0, 1.0, time.monotonic
     yield sandbox_server
     state.markets = before
     state.faults = Faults()
@@ -107,7 +113,10 @@ def stub() -> Iterator[Callable[[Mapping[str, Reply] | Sequence[Reply]], Stub]]:
     def start(replies: Mapping[str, Reply] | Sequence[Reply]) -> Stub:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                path = self.rfile.readline().split()[1].decode()
+                line = self.rfile.readline()
+                if not line:
+                    return  # connected, and gone without a word
+                path = line.split()[1].decode()
                 while self.rfile.readline().strip():
                     pass
                 made.paths.append(path)
@@ -135,7 +144,43 @@ def stub() -> Iterator[Callable[[Mapping[str, Reply] | Sequence[Reply]], Stub]]:
 
 
 @pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that sources would have waited before they asked again; nobody waits."""
+    from tasks import http
+
+    waited: list[float] = []
+    # sources call it by its module, and say nothing of how to sleep
+    monkeypatch.setattr(http, "get_json", partial(http.get_json, sleep=waited.append))
+    return waited
+
+
+@pytest.fixture
 def closed_port() -> int:
     """A loopback port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def mongo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server at TEST_MONGODB_URL, else one of our own."""
+    given = os.environ.get("TEST_MONGODB_URL")
+    if given:
+        yield given
+        return
+    from tests.mongo_server import MongoServer
+
+    server = MongoServer(tmp_path_factory.mktemp("mongodb")).start()
+    yield server.url
+    server.kill()  # its folder goes, too
+
+
+@pytest.fixture
+def mongo_database(mongo_url: str) -> Iterator[str]:
+    """The name of a database that is not there yet, and that goes after the test."""
+    from pymongo import MongoClient
+
+    name = f"tradeflows_test_{uuid.uuid4().hex}"
+    yield name
+    with MongoClient[Any](mongo_url) as client:
+        client.drop_database(name)

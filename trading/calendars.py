@@ -29,23 +29,23 @@ def expected_opens(window: Window, calendar: str) -> np.ndarray:
     Raises:
         ConfigurationError: the calendar is unknown.
     """
-    step = window.timeframe.delta
-    opens = pd.date_range(window.start, window.end, freq=step, inclusive="left", unit="ms")
+    step_ms = int(window.timeframe.delta.total_seconds() * 1000)
+    first, last = (int(moment.timestamp() * 1000) for moment in (window.start, window.end))
+    starts = np.arange(first, last, step_ms, dtype=np.int64)
     if calendar == ALWAYS_OPEN:
-        return np.asarray(opens.asi8)
+        return starts
     sessions = _calendar(calendar)
     days = (window.start - timedelta(days=1), window.end + timedelta(days=1))
     schedule = sessions.schedule.loc[pd.Timestamp(days[0].date()) : pd.Timestamp(days[1].date())]
     if window.timeframe is Timeframe.D1:
         labels = schedule.index.tz_localize("UTC").as_unit("ms")
         return np.asarray(labels[(labels >= window.start) & (labels < window.end)].asi8)
-    starts = opens.asi8
-    ends = starts + int(step.total_seconds() * 1000)
+    ends = starts + step_ms
     trades = np.zeros(len(starts), dtype=bool)
     for opened, closed in zip(schedule["open"].dt.as_unit("ms").astype("int64"),
                               schedule["close"].dt.as_unit("ms").astype("int64"), strict=True):  # fmt: skip
-        first, last = np.searchsorted(ends, opened, side="right"), np.searchsorted(starts, closed, side="left")
-        trades[first:last] = True
+        begins, stops = np.searchsorted(ends, opened, side="right"), np.searchsorted(starts, closed, side="left")
+        trades[begins:stops] = True
     return np.asarray(starts[trades])
 
 

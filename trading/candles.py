@@ -12,6 +12,7 @@ A bar counts only once it is over; nothing here fills, interpolates or invents o
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -32,13 +33,14 @@ def frame_of(open_time_ms: object, values: object) -> pd.DataFrame:
         open_time_ms: shape (n,), milliseconds since the epoch, UTC.
         values: shape (n, 5), columns open, high, low, close, volume.
 
-    The rows are not checked: see ``trading.masks`` for that, and ``check`` for the contract.
+    The rows are not checked: see ``trading.masks`` for that, and ``check`` for the contract. Arrays in the
+    frame's own layout (float64, column by column) are taken over, not copied.
     """
     index = pd.DatetimeIndex(
         np.asarray(open_time_ms, dtype="int64").astype("datetime64[ms]"), name=INDEX_NAME
     ).tz_localize("UTC")
-    data = np.asarray(values, dtype="float64").reshape(len(index), len(COLUMNS))
-    return pd.DataFrame(data, index=index, columns=list(COLUMNS))
+    data = np.asfortranarray(np.asarray(values, dtype="float64").reshape(len(index), len(COLUMNS)))
+    return pd.DataFrame(data, index=index, columns=list(COLUMNS), copy=False)
 
 
 def empty() -> pd.DataFrame:
@@ -104,12 +106,17 @@ def between(candles: pd.DataFrame, window: Window) -> pd.DataFrame:
     return candles.iloc[first:last]
 
 
-def resample(candles: pd.DataFrame, source: Timeframe, target: Timeframe) -> pd.DataFrame:
+def resample(
+    candles: pd.DataFrame, source: Timeframe, target: Timeframe, until: datetime | None = None
+) -> pd.DataFrame:
     """Coarser candles, only those whose every part the market had time for.
 
     Bars without trades (zero volume and one flat price) are dropped first, as exchanges do; bars of
     the target grid are counted from the epoch in UTC. The last target bar is dropped unless the
     source reaches its end, for an unfinished candle is not a candle.
+
+    Args:
+        until: how far the source is known to reach, where that is further than its last candle.
 
     Raises:
         CandleContractError: the target is not a coarser multiple of the source.
@@ -120,6 +127,8 @@ def resample(candles: pd.DataFrame, source: Timeframe, target: Timeframe) -> pd.
         return candles
     step = int(target.delta.total_seconds() * 1000)
     reached = int(open_times_ms(candles)[-1]) + int(source.delta.total_seconds() * 1000)
+    if until is not None:
+        reached = max(reached, int(until.timestamp() * 1000))
     flat = (candles["volume"] == 0) & (candles["high"] == candles["low"])
     traded = candles[~flat]
     bucket = open_times_ms(traded) // step * step

@@ -10,9 +10,12 @@
     │   ├── CandleContractError  a frame breaks the candle contract
     │   ├── ExpectationFailed    a batch broke a critical expectation; it was not stored
     │   ├── DataModeConflict     live, sample and simulated data were about to be mixed
-    │   └── InsufficientHistory  fewer approved candles than the work needs
+    │   ├── InsufficientHistory  fewer approved candles than the work needs
+    │   ├── SourcesDisagree      two sources give other prices for the same bars
+    │   └── DatasetLost          an old dataset cannot be read back exactly any more
     ├── SourceError              a market-data source
     │   ├── SourceUnavailable    transient: unreachable, timed out, 5xx
+    │   │   └── CircuitOpen      not asked at all: it failed too often just now; carries ``until``
     │   ├── RateLimited          transient: 429 or 418; carries ``retry_after`` seconds
     │   ├── SourceRefused        the source said no (other 4xx); carries ``status`` and ``reply``
     │   └── MalformedResponse    the reply is not what the protocol promises
@@ -28,6 +31,8 @@ A message says what was wrong, with which value, and what to do. ``transient`` i
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 
 class TradeflowsError(Exception):
@@ -76,6 +81,14 @@ class InsufficientHistory(DataError):
     """Fewer approved candles than the work needs."""
 
 
+class SourcesDisagree(DataError):
+    """Two sources give other prices for the same bars: they may not be the same market."""
+
+
+class DatasetLost(DataError):
+    """The candles of an old dataset were corrected since, and what they were is no longer kept."""
+
+
 class SourceError(TradeflowsError):
     """A market-data source failed."""
 
@@ -84,6 +97,14 @@ class SourceUnavailable(SourceError):
     """The source was unreachable, timed out or answered 5xx."""
 
     transient = True
+
+
+class CircuitOpen(SourceUnavailable):
+    """The source failed too often just now and is left alone until ``until`` (UTC)."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 class RateLimited(SourceError):

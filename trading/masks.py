@@ -23,6 +23,7 @@ from trading.candles import COLUMNS, frame_of
 from trading.window import Window
 
 RAW_COLUMNS: Final = ("open_time", *COLUMNS)
+_USUAL_BARS: Final = 50  # what a jump is measured against
 
 
 class Reason(StrEnum):
@@ -109,22 +110,24 @@ def screen(
     stamps = raw["open_time"].to_numpy(dtype="int64")
     values = raw[list(COLUMNS)].to_numpy(dtype="float64")
     expected = expected_opens(window, calendar)
-    masks = _row_masks(stamps, values) | _time_masks(stamps, window, expected)
-    unusable = np.logical_or.reduce(list(masks.values())) if len(stamps) else np.zeros(0, bool)
+    at = np.searchsorted(expected, stamps)
+    listed = at < len(expected)
+    listed[listed] = expected[at[listed]] == stamps[listed]
+    masks = _row_masks(stamps, values) | _time_masks(stamps, window, listed)
+    unusable = np.logical_or.reduce(list(masks.values()))
     masks |= _copy_masks(stamps, values, unusable)
-    bad = np.logical_or.reduce(list(masks.values())) if len(stamps) else unusable
+    bad = unusable | masks[Reason.DUPLICATE] | masks[Reason.CONFLICTING]
 
     late = np.zeros(len(stamps), dtype=bool)
-    if len(stamps) > 1:
-        late[1:] = stamps[1:] < np.maximum.accumulate(stamps)[:-1]
-    order = np.argsort(stamps[~bad], kind="stable")
-    good = frame_of(stamps[~bad][order], values[~bad][order])
+    late[1:] = stamps[1:] < np.maximum.accumulate(stamps)[:-1]
+    kept = np.flatnonzero(~bad)
+    if late.any():
+        kept = kept[np.argsort(stamps[kept], kind="stable")]
+    good = frame_of(stamps[kept], values[kept])
+    # a good row is on the grid, in the session and inside the window, so its bar is among the expected ones
+    absent = np.ones(len(expected), dtype=bool)
+    absent[at[kept]] = False
 
-    rejected = raw.loc[bad, list(RAW_COLUMNS)].reset_index(drop=True)
-    table = {reason: mask[bad] for reason, mask in masks.items()}
-    rejected["reasons"] = pd.Series(
-        [[reason.value for reason, mask in table.items() if mask[row]] for row in range(len(rejected))], dtype=object
-    )
     flags = {
         Flag.OUT_OF_ORDER.value: int((late & ~bad).sum()),
         Flag.STALE.value: int(_stale(good, stale_run).sum()),
@@ -132,11 +135,20 @@ def screen(
     }
     return Screening(
         good=good,
-        bad=rejected,
-        missing=np.setdiff1d(expected, stamps[~bad]),
+        bad=_rejected(raw, masks, bad),
+        missing=expected[absent],
         expected=len(expected),
         flags={name: count for name, count in flags.items() if count},
     )
+
+
+def _rejected(raw: pd.DataFrame, masks: dict[Reason, np.ndarray], bad: np.ndarray) -> pd.DataFrame:
+    rejected = raw.loc[bad, list(RAW_COLUMNS)].reset_index(drop=True)
+    table = {reason: mask[bad] for reason, mask in masks.items()} if len(rejected) else {}
+    rejected["reasons"] = pd.Series(
+        [[reason.value for reason, mask in table.items() if mask[row]] for row in range(len(rejected))], dtype=object
+    )
+    return rejected
 
 
 def _row_masks(stamps: np.ndarray, values: np.ndarray) -> dict[Reason, np.ndarray]:
@@ -153,7 +165,7 @@ def _row_masks(stamps: np.ndarray, values: np.ndarray) -> dict[Reason, np.ndarra
         }
 
 
-def _time_masks(stamps: np.ndarray, window: Window, expected: np.ndarray) -> dict[Reason, np.ndarray]:
+def _time_masks(stamps: np.ndarray, window: Window, listed: np.ndarray) -> dict[Reason, np.ndarray]:
     step = int(window.timeframe.delta.total_seconds() * 1000)
     start, end = (int(moment.timestamp() * 1000) for moment in (window.start, window.end))
     aligned = stamps % step == 0
@@ -161,7 +173,7 @@ def _time_masks(stamps: np.ndarray, window: Window, expected: np.ndarray) -> dic
     return {
         Reason.MISALIGNED: ~aligned,
         Reason.OUTSIDE_WINDOW: outside,
-        Reason.OFF_SESSION: aligned & ~outside & ~np.isin(stamps, expected),
+        Reason.OFF_SESSION: aligned & ~outside & ~listed,
     }
 
 
@@ -193,10 +205,18 @@ def _stale(good: pd.DataFrame, run: int) -> np.ndarray:
 
 
 def _jumps(good: pd.DataFrame, factor: float) -> np.ndarray:
-    if len(good) < 2:
-        return np.zeros(len(good), dtype=bool)
+    """Moves above ``factor`` times the median range of the ``_USUAL_BARS`` bars before, of which there must be 20."""
+    jumped = np.zeros(len(good), dtype=bool)
     move = np.abs(np.diff(np.log(good["close"].to_numpy()), prepend=np.nan))
-    spread = pd.Series(np.log(good["high"].to_numpy() / good["low"].to_numpy()))
-    usual = spread.rolling(50, min_periods=20).median().shift(1).to_numpy()
-    with np.errstate(invalid="ignore"):
-        return np.asarray(move > factor * np.maximum(usual, 1e-4))
+    ranges = np.log(good["high"].to_numpy() / good["low"].to_numpy())
+    rows = np.flatnonzero(move > factor * max(1e-4, ranges.min(initial=np.inf)))
+    rows = rows[rows >= 20]
+    if not len(rows):
+        return jumped
+    before = np.lib.stride_tricks.sliding_window_view(np.r_[np.full(_USUAL_BARS, np.nan), ranges], _USUAL_BARS)[rows]
+    # medians are dear: they are taken only where enough of the ranges before are small against the move
+    small = np.count_nonzero(factor * before < move[rows, None], axis=1)
+    likely = small >= np.minimum(rows, _USUAL_BARS) // 2
+    rows = rows[likely]
+    jumped[rows] = move[rows] > factor * np.nanmedian(before[likely], axis=1)
+    return jumped

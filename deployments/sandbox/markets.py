@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from deployments.sandbox.generator import RECIPES, generate
 from tasks.files import read
 from tasks.sources import SAMPLE, SIMULATED
 from trading.calendars import ALWAYS_OPEN
-from trading.candles import COLUMNS
+from trading.candles import COLUMNS, frame_of, open_times_ms, resample
 from trading.window import Timeframe
 
 HISTORY_CALENDAR: Final = "XNYS"
@@ -29,6 +30,9 @@ class Market:
     Attributes:
         opens: int64 ms UTC, increasing unless a file of the user's is not.
         values: float64 (n, 5), open, high, low, close, volume.
+        original: what the market was before it was changed from outside; None where it was not.
+        derived: made of a finer one.
+        coarser: those that were made of this one.
     """
 
     symbol: str
@@ -38,9 +42,45 @@ class Market:
     quote: str
     opens: np.ndarray
     values: np.ndarray
+    original: Market | None = None
+    derived: bool = False
+    coarser: dict[Timeframe, Market] = field(default_factory=dict)
+
+    @cached_property
+    def step(self) -> int:
+        """Length of a bar in ms."""
+        return int(self.timeframe.delta.total_seconds() * 1000)
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether no row opens before the one above it."""
+        return bool((np.diff(self.opens) >= 0).all())
 
 
 Markets = Mapping[tuple[str, Timeframe], Market]
+
+
+def find(markets: Markets, symbol: str, timeframe: Timeframe) -> Market | None:
+    """That market, or one made of the coarsest finer one that divides it; None where there is neither.
+
+    A market of sessions is not made into others: its bars do not fill the grid.
+    """
+    if (symbol, timeframe) in markets:
+        return markets[symbol, timeframe]
+    finer = [
+        market
+        for (name, bar), market in markets.items()
+        if name == symbol
+        and market.calendar == ALWAYS_OPEN
+        and bar.delta < timeframe.delta
+        and not timeframe.delta % bar.delta
+    ]
+    if not finer:
+        return None
+    source = max(finer, key=lambda market: market.step)
+    if timeframe not in source.coarser:
+        source.coarser[timeframe] = _coarse(source, timeframe)
+    return source.coarser[timeframe]
 
 
 def shipped(seed: int, clock: datetime) -> dict[tuple[str, Timeframe], Market]:
@@ -63,6 +103,15 @@ def from_folder(folder: Path) -> dict[tuple[str, Timeframe], Market]:
             opens, values = rows["open_time"].to_numpy(), rows[list(COLUMNS)].to_numpy()
             found[symbol, bar] = Market(symbol, bar, ALWAYS_OPEN, SAMPLE, "USDT", opens, values)
     return found
+
+
+def _coarse(source: Market, timeframe: Timeframe) -> Market:
+    # a file of the user's may be out of order or have a bar twice: then the last one counts
+    at = len(source.opens) - 1 - np.unique(source.opens[::-1], return_index=True)[1]
+    fine = frame_of(source.opens[at], source.values[at])
+    made = resample(fine, source.timeframe, timeframe)
+    opens, values = open_times_ms(made), made[list(COLUMNS)].to_numpy()
+    return replace(source, timeframe=timeframe, opens=opens, values=values, original=None, derived=True, coarser={})
 
 
 def _history(symbol: str) -> Market:

@@ -59,10 +59,11 @@ def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     assert "did you mean TRADEFLOWS_EXCHANGE_URL?" in ended.stderr
 
 
-def test_a_database_this_version_cannot_use_is_not_ignored_and_its_password_not_shown(tmp_path: Path) -> None:
-    ended = tradeflows("status", "--home", str(tmp_path), MONGODB_URL="mongodb://bot:hunter2@db/")
+def test_a_database_that_does_not_answer_is_named_and_its_password_is_not(tmp_path: Path, closed_port: int) -> None:
+    address = f"mongodb://bot:hunter2@127.0.0.1:{closed_port}/?serverSelectionTimeoutMS=200"
+    ended = tradeflows("status", "--home", str(tmp_path), MONGODB_URL=address)
     assert ended.returncode == 1
-    assert "MONGODB_URL is set" in ended.stderr
+    assert f"MongoDB at 127.0.0.1:{closed_port} cannot be reached" in ended.stderr
     assert "hunter2" not in ended.stderr + ended.stdout
 
 
@@ -72,7 +73,9 @@ def test_an_empty_home_says_how_to_start(tmp_path: Path) -> None:
     assert "start with `tradeflows ingest BTCUSDT`" in ended.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "ingest", "train", "analyse", "backtest", "cycle", "status", "up", "down"])
+@pytest.mark.parametrize(
+    "name", ["demo", "ingest", "train", "analyse", "backtest", "cycle", "status", "up", "down", "data", "quarantine"]
+)
 def test_every_word_has_help(name: str) -> None:
     from typer.testing import CliRunner
 

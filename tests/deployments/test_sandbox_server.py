@@ -1,23 +1,17 @@
-"""The sandbox exchange: the protocol as exchanges speak it, a clock that is set, faults on demand, and its process."""
+"""The sandbox exchange: the protocol as exchanges speak it, and faults on demand."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from deployments.sandbox import running_sandbox
 from deployments.sandbox.markets import Market
-from deployments.sandbox.server import LARGEST_PAGE, Faults, State
-from trading.errors import SourceUnavailable
+from deployments.sandbox.server import LARGEST_PAGE
 from trading.window import Timeframe
 
 HOUR_MS = 3_600_000
@@ -96,7 +90,7 @@ def test_the_size_of_a_page(ask: Any, limit: int | None, rows: int) -> None:
         ({"symbol": "BTCSIM", "interval": "7m"}, -1120),
         ({"symbol": "BTCSIM"}, -1120),
         ({"symbol": "NOSUCH", "interval": "1h"}, -1121),
-        ({"symbol": "BTCSIM", "interval": "1d"}, -1121),
+        ({"symbol": "BTCSIM", "interval": "5m"}, -1121),
         ({"interval": "1h"}, -1121),
         (BTC | {"startTime": "today"}, -1100),
         (BTC | {"limit": "many"}, -1100),
@@ -161,57 +155,6 @@ def test_the_chart_of_the_engine(sandbox: Any, ask: Any) -> None:
     assert ask("/api/market/chart/NOSUCH/1h").status_code == 404
     assert ask("/api/market/chart/BTCSIM/5m").status_code == 404
     assert ask("/api/market/chart/BTCSIM/1h", limit="x").status_code == 400
-
-
-# --- the clock -----------------------------------------------------------------------------------
-
-
-def test_the_clock_is_set_and_moved_on(ask: Any, put: Any) -> None:
-    assert put("/sandbox/clock", {"time": "2018-06-01T12:00:00Z"}).json() == {"time": "2018-06-01T12:00:00+00:00"}
-    assert put("/sandbox/clock", {"advance_seconds": 90}).json() == {"time": "2018-06-01T12:01:30+00:00"}
-    assert put("/sandbox/clock", {"advance_seconds": -30}).json() == {"time": "2018-06-01T12:01:00+00:00"}
-    assert ask("/sandbox/clock").json() == {"time": "2018-06-01T12:01:00+00:00"}
-    assert ask("/api/v3/time").json() == {"serverTime": ms("2018-06-01T12:01:00")}
-
-
-@pytest.fixture
-def far_east(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine whose local time is not UTC."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "Asia/Tokyo")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-@pytest.mark.usefixtures("far_east")
-@pytest.mark.parametrize("text", ["2018-06-01T12:00:00", "2018-06-01T14:00:00+02:00", "2018-06-01T12:00:00Z"])
-def test_times_are_utc_unless_they_say_otherwise(put: Any, text: str) -> None:
-    assert put("/sandbox/clock", {"time": text}).json() == {"time": "2018-06-01T12:00:00+00:00"}
-
-
-@pytest.mark.parametrize(
-    "body", [{}, [], 5, None, {"time": "noon"}, {"time": 5}, {"advance_seconds": "x"}, {"advance_seconds": 1e300}]
-)
-def test_a_clock_that_cannot_be_set_stays(ask: Any, put: Any, body: object) -> None:
-    reply = put("/sandbox/clock", body)
-    assert reply.status_code == 400
-    assert "give time (ISO 8601) or advance_seconds" in reply.json()["error"]
-    assert ask("/sandbox/clock").json() == {"time": "2019-01-01T00:02:00+00:00"}
-
-
-def test_a_running_clock_goes_on_from_where_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    moment = [100.0]
-    monkeypatch.setattr("deployments.sandbox.server.time.monotonic", lambda: moment[0])
-    start = datetime(2018, 1, 1, tzinfo=UTC)
-    running = State({}, start, Faults(), np.random.default_rng(0), running_since=100.0)
-    still = State({}, start, Faults(), np.random.default_rng(0))
-    moment[0] = 160.0
-    assert running.clock == start + timedelta(seconds=60)
-    assert still.clock == start
-    running.set(start)
-    moment[0] = 165.0
-    assert running.clock == start + timedelta(seconds=5)
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -286,54 +229,3 @@ def test_a_hanging_request_answers_late_and_holds_up_nobody(sandbox: Any, ask: A
         impatient.get(f"{sandbox.url}/api/v3/klines", params=BTC)
     assert ask("/api/v3/time").elapsed < timedelta(seconds=0.2)
     assert len(ask("/api/v3/klines", **BTC, limit=3).json()) == 3
-
-
-# --- as a process --------------------------------------------------------------------------------
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def test_it_runs_as_a_process_and_leaves_none(tmp_path: Path) -> None:
-    rows = f"open_time,open,high,low,close,volume\n{ms('2020-01-01')},1,2,1,2,5\n"
-    (tmp_path / "MINE_1d.csv").write_text(rows)
-    with running_sandbox(clock="2020-06-01T00:00:00", folder=tmp_path, seed=11) as exchange:
-        assert not gone(exchange.pid)
-        host, _, port = exchange.url.removeprefix("http://").partition(":")
-        assert host == "127.0.0.1"
-        assert httpx.get(f"{exchange.url}/api/v3/time").json() == {"serverTime": ms("2020-06-01")}
-        mine = httpx.get(f"{exchange.url}/api/v3/klines", params={"symbol": "MINE", "interval": "1d"}).json()
-        assert mine[0][:6] == [ms("2020-01-01"), "1.0", "2.0", "1.0", "2.0", "5.0"]
-        exchange.set_clock("2020-07-01T00:00:00Z")
-        assert httpx.get(f"{exchange.url}/api/v3/time").json() == {"serverTime": ms("2020-07-01")}
-        with httpx.Client(base_url=exchange.url) as client:
-            waits = sorted(client.get("/api/v3/time").elapsed for _ in range(15))
-        assert waits[7] < timedelta(milliseconds=30)  # small replies are sent at once
-        exchange.set_faults(failing=1.0)
-        assert httpx.get(f"{exchange.url}/api/v3/klines", params=BTC).status_code == 503
-        with pytest.raises(httpx.HTTPStatusError):
-            exchange.set_faults(nosuch=1.0)
-        leaving = time.monotonic()
-    assert gone(exchange.pid)
-    assert time.monotonic() - leaving < 5  # it went when asked, and was not killed after a wait
-    with socket.socket() as probe:
-        assert probe.connect_ex((host, int(port))) != 0
-
-
-def test_an_error_of_ours_stops_it_too() -> None:
-    with pytest.raises(KeyError), running_sandbox() as exchange:
-        raise KeyError(exchange.pid)
-    assert gone(exchange.pid)
-
-
-def test_one_that_does_not_start_says_why() -> None:
-    with (
-        pytest.raises(SourceUnavailable, match=r"did not start: (?s:.*)Invalid isoformat string: 'noon'"),
-        running_sandbox(clock="noon"),
-    ):
-        pytest.fail("it did start")

@@ -16,6 +16,8 @@ from tasks import ledger, quarantine
 from tasks.store import CHUNKS, open_store
 from trading.errors import (
     BadWindow,
+    CircuitOpen,
+    DataError,
     DataModeConflict,
     ExpectationFailed,
     MalformedResponse,
@@ -121,16 +123,21 @@ def test_a_candle_with_high_below_low_fails_the_run_and_is_kept_aside(home: Path
     assert ingest(["BTCSIM"], Timeframe.H1, start=START, end=END).added == (END - START).days * 24
 
 
-def test_malformed_json_fails_the_run_and_nothing_is_stored(home: Path, exchange: Sandbox) -> None:
+def test_malformed_json_fails_the_run_and_nothing_is_stored(
+    home: Path, exchange: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRADEFLOWS_SOURCE_PAUSE", "0.01")
     exchange.set_faults(truncated=1.0)
     state = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, return_state=True)
-    with pytest.raises(MalformedResponse, match="did not answer with JSON"):
+    # asked again and again, until the circuit breaker has heard enough: its error carries the source's own
+    with pytest.raises((MalformedResponse, CircuitOpen), match="did not answer with JSON"):
         state.result()
     assert chunks(home) == []
 
 
 def test_an_unreachable_exchange_fails_the_run_after_retries(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TRADEFLOWS_SOURCE_PAUSE", "0.01")
     state = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, return_state=True)
     with pytest.raises(SourceUnavailable, match=r"no answer from 127.0.0.1:9 .*TRADEFLOWS_EXCHANGE_URL is right"):
         state.result()
@@ -162,3 +169,78 @@ def test_log_lines_carry_run_symbol_and_window(home: Path, caplog: pytest.LogCap
     assert lines
     for part in ('"flow_run_id"', '"symbol": "BTCSIM"', '"window": "2018-06-01T00:00Z/2018-12-01T00:00Z"'):
         assert part in lines[0]
+
+
+def test_a_late_correction_is_in_the_report(home: Path, exchange: Sandbox) -> None:
+    ingest(["BTCSIM"], Timeframe.H1, start=START, end=END)
+    try:
+        exchange.correct("BTCSIM", "1h", datetime(2018, 11, 30, 20, tzinfo=UTC), volume=12345.0)
+        result = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, recheck=48)
+    finally:
+        exchange.restore()
+    assert (result.added, result.changed) == (0, 1)
+    assert "Late corrections\n\n- BTCSIM 1h 2018-11-30 20:00" in newest_report("ingest-1h")
+    page = Path(result.page).read_text()
+    assert "12345.0" in page
+    assert (Path(result.page).parent / "index.html").exists()
+
+
+def test_the_quality_report_says_what_is_missing_and_put_aside(home: Path, exchange: Sandbox) -> None:
+    try:
+        exchange.cut("BTCSIM", "1h", datetime(2018, 11, 1, tzinfo=UTC), datetime(2018, 11, 1, 6, tzinfo=UTC))
+        ingest(["BTCSIM"], Timeframe.H1, start=START, end=END)
+    finally:
+        exchange.restore()
+    report = newest_report("data-quality-1h")
+    hours = (END - START).days * 24
+    assert f"{(hours - 6) / hours:.3%}" in report
+    assert "1 (6 bars, longest 6)" in report
+    assert "KS" in report
+
+
+def test_coarser_candles_are_made_of_finer_ones(home: Path) -> None:
+    result = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, derive=[Timeframe.H4, Timeframe.D1])
+    days = (END - START).days
+    assert [(row["timeframe"], row["added"]) for row in result.rows] == [
+        ("1h", 24 * days),
+        ("4h", 6 * days),
+        ("1d", days),
+    ]
+    with open_store(home) as store:
+        [entry] = ledger.entries(store, "BTCSIM", "4h")
+        assert entry.source == "resampled from 1h (exchange 127.0.0.1)"
+    again = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, derive=[Timeframe.H4, Timeframe.D1])
+    assert again.added == 0
+
+
+def test_the_mirror_takes_over_where_the_exchange_is_down(
+    home: Path, exchange: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRADEFLOWS_MIRROR_URL", exchange.url)
+    monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TRADEFLOWS_SOURCE_PAUSE", "0.01")
+    result = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, fallback=["mirror"])
+    assert result.rows[0]["source"] == "mirror 127.0.0.1"
+    assert result.added == (END - START).days * 24
+    assert "exchange 127.0.0.1:9 is left alone" in newest_report("ingest-1h")
+
+
+def test_a_symbol_that_no_longer_trades_fails_the_run_and_keeps_what_there_is(home: Path, exchange: Sandbox) -> None:
+    try:
+        exchange.cut("BTCSIM", "1h", datetime(2018, 11, 1, tzinfo=UTC), datetime(2019, 3, 1, tzinfo=UTC))
+        state = ingest(["BTCSIM"], Timeframe.H1, start=START, end=END, return_state=True)
+    finally:
+        exchange.restore()
+    with pytest.raises(DataError, match="has none of the newest 720 bars of BTCSIM 1h"):
+        state.result()
+    with open_store(home) as store:
+        [entry] = ledger.entries(store, "BTCSIM", "1h")
+        assert (entry.status, entry.window.end) == ("approved", datetime(2018, 11, 1, tzinfo=UTC))
+
+
+def test_every_worker_draws_from_one_limit(home: Path) -> None:
+    ingest(["BTCSIM"], Timeframe.H1, start=START, end=END)
+    with get_client(sync_client=True) as client:
+        limit = client.read_global_concurrency_limit_by_name("tradeflows-exchange")
+    assert (limit.limit, limit.slot_decay_per_second) == (3000, 50.0)
+    assert limit.active_slots > 0

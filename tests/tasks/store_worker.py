@@ -33,6 +33,11 @@ def open_documents(address: str, collections: Iterable[Collection] = (THINGS, NA
         from tasks.sqlite_documents import SqliteDocuments
 
         return SqliteDocuments(Path(rest), collections)
+    if scheme == "mongodb":
+        from tasks.mongo_documents import MongoDocuments
+
+        database, _, url = rest.partition("|")
+        return MongoDocuments(url, collections, database=database)
     raise ValueError(f"no body is known for {address}")
 
 
@@ -57,7 +62,7 @@ def race(address: str, me: str, rounds: str) -> Iterator[Any]:
     yield "ready"
     documents = open_documents(address)
     won: dict[str, list[int]] = {"lease": [], "insert": [], "counter": []}
-    now = datetime(2024, 1, 1, tzinfo=UTC)
+    now = datetime(2094, 1, 1, tzinfo=UTC)  # far ahead: a server removes by its own clock what has expired
     for number in range(int(rounds)):
         if documents.acquire(f"lease-{number}", me, timedelta(minutes=1), now):
             won["lease"].append(number)
@@ -116,6 +121,25 @@ def rewrites(address: str, bars: str) -> Iterator[Any]:
         yield version
 
 
+def forks(address: str) -> Iterator[Any]:
+    """Opens the database, forks three times, and counts in all four processes."""
+    documents = open_documents(address)
+    documents.increment("before", 1)
+    yield "ready"
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            for _ in range(100):
+                documents.increment("forked")
+            os._exit(0)
+        children.append(child)
+    for _ in range(100):
+        documents.increment("forked")
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    yield {"children": ended, "total": documents.increment("forked", 0)}
+
+
 def full_disk(address: str) -> Iterator[Any]:
     """Writes until no file may grow any more, then where it may again."""
     from trading.errors import StoreUnavailable
@@ -136,7 +160,7 @@ def full_disk(address: str) -> Iterator[Any]:
 
 
 JOBS: dict[str, Callable[..., Iterator[Any]]] = {
-    job.__name__: job for job in (race, versions, slices, rewrites, full_disk)
+    job.__name__: job for job in (race, versions, slices, rewrites, forks, full_disk)
 }
 
 if __name__ == "__main__":

@@ -20,20 +20,39 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
+from tasks import gaps, quarantine
+from tasks.chunks import Revision
 from tasks.documents import COUNTERS, LEASES, Collection, Documents, Span
-from tasks.store import CHUNKS, COLLECTIONS, Store, open_store, read_candles, write_candles
+from tasks.settings import Settings
+from tasks.store import (
+    CHUNKS,
+    COLLECTIONS,
+    FORMAT,
+    SERIES,
+    Store,
+    configured_store,
+    corrections,
+    open_store,
+    read_candles,
+    read_candles_at,
+    read_with_revisions,
+    write_candles,
+)
 from tests.tasks import store_worker
 from tests.tasks.store_worker import NAMED, START, SYMBOL, THINGS, candles_at, minutes, open_documents
 from trading.errors import StoreError, StoreUnavailable
+from trading.gaps import Gap
 from trading.window import Timeframe, Window
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+NOW = datetime(2094, 5, 6, 7, 8, 9, tzinfo=UTC)  # far ahead: a server removes by its own clock what has expired
 PATIENCE = 30.0
 
 
@@ -45,10 +64,18 @@ class Body:
     fresh: Callable[[pytest.FixtureRequest, Path], str]
 
 
-BODIES = [Body("sqlite", lambda request, folder: f"sqlite:{folder / 'home' / 'store.db'}")]
+def fresh_mongodb(request: pytest.FixtureRequest, _: Path) -> str:
+    return f"mongodb:{request.getfixturevalue('mongo_database')}|{request.getfixturevalue('mongo_url')}"
 
 
-@pytest.fixture(params=BODIES, ids=lambda body: body.name)
+BODIES = [
+    Body("sqlite", lambda request, folder: f"sqlite:{folder / 'home' / 'store.db'}"),
+    Body("mongodb", fresh_mongodb),
+]
+
+
+# the one needs a server, so it is under the marker of those tests
+@pytest.fixture(params=[BODIES[0], pytest.param(BODIES[1], marks=pytest.mark.integration)], ids=lambda body: body.name)
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.param.fresh(request, tmp_path)
 
@@ -247,6 +274,21 @@ def test_a_unique_index_refuses_a_second_one_and_keeps_the_first(documents: Docu
     assert ids(documents.find(NAMED, {"name": "same"})) == ["a"]
 
 
+def test_a_field_of_a_unique_index_must_have_a_value(documents: Documents) -> None:
+    for document in ({"_id": "a"}, {"_id": "a", "name": None}):
+        with pytest.raises(StoreError, match="a of named has no name, which the unique index named_name_idx needs"):
+            documents.put(NAMED, document)
+    assert documents.find(NAMED) == []
+
+
+def test_a_field_that_looks_like_an_operator_is_refused(documents: Documents) -> None:
+    documents.put(THINGS, {"_id": "a", "in": {"$set": 1, "a.b": 2}, "c.d": 3})
+    assert documents.get(THINGS, "a") == {"_id": "a", "in": {"$set": 1, "a.b": 2}, "c.d": 3, "rev": 1}
+    for write in (documents.put, documents.insert):
+        with pytest.raises(StoreError, match=r"a of things: the field \$set begins with \$"):
+            write(THINGS, {"_id": "a", "$set": 1})
+
+
 # --- searching -----------------------------------------------------------------------------------
 
 
@@ -373,7 +415,7 @@ def test_an_id_is_a_string(documents: Documents, key: object) -> None:
             write(THINGS, {"kind": "none"})
 
 
-@pytest.mark.parametrize("bad", [np.int64(1), datetime(2024, 1, 1), [1], pd.NaT])
+@pytest.mark.parametrize("bad", [np.int64(1), datetime(2024, 1, 1), [1], pd.NaT, math.nan, 2**63])
 def test_a_value_that_cannot_be_searched_for_is_refused(documents: Documents, bad: object) -> None:
     for search in ({"where": {"kind": bad}}, {"span": Span("at", bad)}, {"span": Span("at", None, bad)}):
         with pytest.raises(StoreError) as caught:
@@ -526,10 +568,44 @@ def test_threads_share_one(documents: Documents) -> None:
     assert sorted(counted) == list(range(1, 201))
 
 
+def test_threads_that_make_a_counter_together_count_each_once(documents: Documents) -> None:
+    counted: list[list[int]] = [[] for _ in range(20)]
+    start = threading.Barrier(8)
+
+    def count() -> None:
+        for number, values in enumerate(counted):
+            start.wait(PATIENCE)
+            values.append(documents.increment(f"new-{number}"))
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert [sorted(values) for values in counted] == [list(range(1, 9))] * 20
+
+
+def test_threads_of_one_owner_all_get_its_lease(documents: Documents) -> None:
+    got: list[bool] = []
+    start = threading.Barrier(8)
+
+    def acquire() -> None:
+        for number in range(10):
+            start.wait(PATIENCE)
+            got.append(documents.acquire(f"job-{number}", "one", timedelta(minutes=1), NOW))
+
+    threads = [threading.Thread(target=acquire) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert got == [True] * 80
+
+
 def test_eight_processes_race_for_a_database_that_none_has_opened_before(
     address: str, worker: Callable[..., Worker]
 ) -> None:
-    rounds = 20
+    rounds = 12
     results = [only for [only] in together([worker("race", address, me, rounds) for me in range(8)])]
     for prize in ("lease", "insert"):
         assert Counter(number for won in results for number in won[prize]) == dict.fromkeys(range(rounds), 1)
@@ -544,13 +620,15 @@ def test_a_process_killed_while_it_writes_leaves_the_old_or_the_new(
     address: str, worker: Callable[..., Worker]
 ) -> None:
     rng = np.random.default_rng(11)
-    stored = 0
+    acknowledged, stored = -1, 0
     for _ in range(8):
         writer = worker("versions", address, 40_000)
         writer.ready()
         writer.go()
+        # a server may still have had the write under way when its writer died, and done it after we looked
+        allowed = (stored + 1, acknowledged + 2)
         acknowledged = writer.next()
-        assert acknowledged == stored + 1
+        assert acknowledged in allowed
         time.sleep(rng.uniform(0, 0.05))
         acknowledged = max([acknowledged, *writer.kill()])
         with closing(open_documents(address)) as documents:
@@ -672,6 +750,86 @@ def test_a_writer_of_candles_killed_at_any_moment_leaves_each_chunk_old_or_new(
             again = write_candles(store, window, candles_at(minutes(border - half, border + half), 99.0), "sample")
             assert (again.added, again.changed) == (0, 2 * half)
             assert set(read_candles(store, window)["close"]) == {99.0}
+
+
+def late(hour: int) -> Revision:
+    return Revision(NOW + timedelta(hours=hour), "sandbox", f"run-{hour}")
+
+
+def test_late_changes_are_on_record_and_can_be_undone(store: Store) -> None:
+    border = 7 * 24 * 60
+    window = window_of(border - 20, border + 20)
+    write_candles(store, window, candles_at(minutes(border - 15, border + 20), 100.0), "live")
+    snapshots = []
+    for hour, first in enumerate((-20, -3, 1, -3)):
+        snapshots.append(read_with_revisions(store, window))
+        bars = minutes(border + first, border + first + 6)
+        write_candles(store, window, candles_at(bars, 101.0 + hour), "live", late(hour))
+    for candles, seen in reversed(snapshots):
+        pd.testing.assert_frame_equal(read_candles_at(store, window, seen), candles, check_exact=True)
+    made = corrections(store, SYMBOL, "1m")
+    assert [one.revision for one in made] == [late(hour) for hour in range(4) for _ in range(6)]
+    assert [one.old is None for one in made[:6]] == [True] * 5 + [False]
+    assert made[-1].old == (103.0, 104.0, 102.5, 103.0, 103.0)
+    assert made[-1].open_time.utcoffset() == timedelta(0)
+
+
+def test_a_damaged_chunk_is_never_read_as_other_candles(store: Store) -> None:
+    write_candles(store, window_of(0, 50), candles_at(minutes(0, 50), 100.0), "live")
+    [chunk] = store.documents.find(CHUNKS)
+    rng = np.random.default_rng(7)
+    for place in rng.integers(len(chunk["candles"]), size=20):
+        flipped = bytearray(chunk["candles"])
+        flipped[place] ^= 1 << int(rng.integers(8))
+        store.documents.put(CHUNKS, {**chunk, "candles": bytes(flipped)})
+        with pytest.raises(StoreUnavailable, match=r"BTCUSDT\|1m\|2024-01-01 is damaged .*checksum"):
+            read_candles(store, window_of(0, 50))
+    store.documents.put(CHUNKS, chunk)
+    assert len(read_candles(store, window_of(0, 50))) == 50
+
+
+def open_configured(address: str) -> Store:
+    """The store as its settings open it."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "sqlite":
+        return configured_store(Settings(home=Path(rest).parent))
+    database, _, url = rest.partition("|")
+    return configured_store(Settings(mongodb_url=SecretStr(urlsplit(url)._replace(path=f"/{database}").geturl())))
+
+
+def test_a_store_is_marked_with_its_format_and_one_of_another_is_refused(address: str) -> None:
+    with open_configured(address) as store:
+        assert store.documents.find(SERIES) == [{"_id": "format", "version": FORMAT, "rev": 1}]
+        write_candles(store, window_of(0, 5), candles_at(minutes(0, 5), 100.0), "live")
+    with open_configured(address) as store:
+        assert len(read_candles(store, window_of(0, 5))) == 5
+        store.documents.delete(SERIES, "format")
+    advice = rf"and this version reads format {FORMAT}; ingest again into another TRADEFLOWS_HOME \(or database\)"
+    with pytest.raises(StoreError, match=f"the store is of format 1 {advice}"):
+        open_configured(address)
+    with Store(open_documents(address, COLLECTIONS)) as store:
+        assert store.documents.get(SERIES, "format") is None
+        store.documents.put(SERIES, {"_id": "format", "version": FORMAT + 1})
+    with pytest.raises(StoreError, match=f"the store is of format {FORMAT + 1} {advice}"):
+        open_configured(address)
+
+
+def test_gaps_and_quarantine_are_found_by_their_times(store: Store) -> None:
+    window = window_of(0, 60)
+    missing = Gap(START + timedelta(minutes=10), START + timedelta(minutes=20), 10)
+    gaps.record(store, window, [missing], source="sandbox", now=NOW, flow_run_id=None)
+    part = window_of(15, 60)
+    assert gaps.record(store, part, [], source="sandbox", now=NOW, flow_run_id=None) == 5
+    [left] = gaps.find(store, SYMBOL, "1m")
+    assert left.gap == Gap(missing.start, part.start, 5)
+    rows = candles_at(minutes(0, 3), 100.0).reset_index(drop=True)
+    rows.insert(0, "open_time", np.array(minutes(0, 3)))
+    rows["reasons"] = [["null"]] * 3
+    assert quarantine.put(store, window, rows, source="sandbox", now=NOW, data_mode="live") == 3
+    assert quarantine.heal(store, window, candles_at(minutes(1, 2), 100.0)) == 1
+    assert [row["status"] for row in quarantine.find(store, SYMBOL, "1m")] == ["held", "healed", "held"]
+    assert len(quarantine.seen_between(store, NOW, NOW + timedelta(milliseconds=1))) == 3
+    assert quarantine.seen_between(store, NOW - timedelta(hours=1), NOW) == []
 
 
 def test_the_store_opens_the_default_body(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,19 +12,24 @@ import pandas as pd
 import pytest
 
 from tasks.engine import LARGEST, EngineSource
-from tasks.retry import is_transient
+from tasks.http import client
+from tasks.retry import REQUEST, is_transient
 from tasks.sources import Instrument, raw_frame
 from trading.errors import (
     BadWindow,
-    ConfigurationError,
     MalformedResponse,
+    SourceError,
     SourceRefused,
     SourceUnavailable,
     UnknownSymbol,
 )
 from trading.window import Timeframe, Window
 
+pytestmark = pytest.mark.usefixtures("waits")
+
+VARIABLE = "ENGINE_URL"
 HOUR = timedelta(hours=1)
+H1 = Timeframe.H1
 STEP = 3_600_000
 NOW = datetime(2018, 3, 5, 7, 30, tzinfo=UTC)
 THIS_HOUR = datetime(2018, 3, 5, 7, tzinfo=UTC)
@@ -35,7 +41,7 @@ def ago(first: int, last: int, symbol: str = "BTCSIM", now: datetime = THIS_HOUR
 
 
 def engine(server: Any, now: datetime = NOW) -> EngineSource:
-    return EngineSource(server.url, clock=lambda: now)
+    return EngineSource(client(server.url, VARIABLE), VARIABLE, clock=lambda: now)
 
 
 def candle(hours_ago: int, **other: object) -> dict[str, object]:
@@ -89,7 +95,7 @@ def test_a_window_that_is_not_over(at_now: Any, end: datetime) -> None:
 def test_the_clock_is_ours_in_utc(at_now: Any) -> None:
     with engine(at_now) as source:
         assert source.server_time() == NOW
-    with EngineSource(at_now.url) as source:
+    with EngineSource(client(at_now.url, VARIABLE), VARIABLE) as source:
         assert abs(source.server_time() - datetime.now(UTC)) < timedelta(seconds=5)
 
 
@@ -143,29 +149,52 @@ def test_an_engine_without_candles(stub: Any, http_reply: Any) -> None:
 
 @pytest.mark.parametrize("body", ["[]", "null", "{}", '{"candles": {}}', '{"candles": null}', '"candles"'])
 def test_a_reply_without_candles(stub: Any, http_reply: Any, body: str) -> None:
-    for ask in (lambda source: source.fetch(ago(3, 0)), lambda source: source.describe("BTCSIM")):
-        with engine(stub([http_reply(body)])) as source, pytest.raises(MalformedResponse, match="no list of candles"):
+    asking: list[Callable[[EngineSource], object]] = [
+        lambda source: source.fetch(ago(3, 0)),
+        lambda source: source.describe("BTCSIM"),
+        lambda source: source.next_open("BTCSIM", H1, THIS_HOUR),
+    ]
+    for ask in asking:
+        server = stub([http_reply(body)])
+        with engine(server) as source, pytest.raises(MalformedResponse) as caught:
             ask(source)
+        assert "did not answer as the protocol says (" in str(caught.value)
+        assert str(caught.value).endswith(repr(body))
+        assert "array" in str(caught.value) or "object" in str(caught.value) or "`candles`" in str(caught.value)
+        assert len(server.paths) == 1
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "place"),
     [
-        1,
-        None,
-        [1, 2, 3, 4, 5, 6],
-        {"timestamp": 1},
-        {name: value for name, value in candle(1).items() if name != "volume"},
-        candle(1, close=None),
-        candle(1, close="high"),
-        candle(1, close=[1]),
-        candle(1, timestamp="2018-03-05"),
-        candle(1, timestamp=float("nan")),
+        (1, ""),
+        (None, ""),
+        ([1, 2, 3, 4, 5, 6], ""),
+        ({"timestamp": 1}, ""),
+        ({name: value for name, value in candle(1).items() if name != "volume"}, ""),
+        (candle(1, close=None), ".close"),
+        (candle(1, close="high"), ".close"),
+        (candle(1, close=[1]), ".close"),
+        (candle(1, close=True), ".close"),
+        (candle(1, timestamp="2018-03-05"), ".timestamp"),
+        (candle(1, timestamp=None), ".timestamp"),
+        (candle(1, timestamp=1.5), ".timestamp"),
+        (candle(1, timestamp=1_520_000_000_000_000), ".timestamp"),  # in microseconds
+        (candle(1, timestamp=10**400), ".timestamp"),
     ],
 )
-def test_a_row_that_is_no_candle(stub: Any, http_reply: Any, row: object) -> None:
+def test_a_row_that_is_no_candle(stub: Any, http_reply: Any, row: object, place: str) -> None:
     server = stub([http_reply(chart(candle(2), row))])
-    with engine(server) as source, pytest.raises(MalformedResponse, match=r"(candle|row) 1 of .*BTCSIM 1h"):
+    with engine(server) as source, pytest.raises(MalformedResponse) as caught:
+        source.fetch(ago(2, 0))
+    assert "/api/market/chart/BTCSIM/1h did not answer as the protocol says" in str(caught.value)
+    assert f"at `$.candles[1]{place}`" in str(caught.value)
+    assert len(server.paths) == 1
+
+
+def test_a_number_that_json_has_not(stub: Any, http_reply: Any) -> None:
+    server = stub([http_reply(chart(candle(2), candle(1, close=float("nan"))))])
+    with engine(server) as source, pytest.raises(MalformedResponse, match="did not answer with JSON"):
         source.fetch(ago(2, 0))
 
 
@@ -211,12 +240,76 @@ def test_a_symbol_stays_one_part_of_the_path(stub: Any, http_reply: Any, symbol:
     assert after.endswith("/1h?limit=1")
 
 
-def test_nobody_there(closed_port: int) -> None:
-    source = EngineSource(f"http://127.0.0.1:{closed_port}")
+def test_nobody_there(closed_port: int, waits: list[float]) -> None:
+    source = EngineSource(client(f"http://127.0.0.1:{closed_port}", VARIABLE), VARIABLE)
     with source, pytest.raises(SourceUnavailable, match=f"127.0.0.1:{closed_port} .*ENGINE_URL is right"):
         source.describe("BTCSIM")
+    assert len(waits) == REQUEST.attempts
 
 
-def test_the_address_is_checked_at_once() -> None:
-    with pytest.raises(ConfigurationError, match="ENGINE_URL must be an http or https address"):
-        EngineSource("engine:8000")
+@pytest.mark.parametrize("fault", ["failing", "truncated", "rate_limited"])
+def test_failures_that_pass_do_not_show(at_now: Any, fault: str, waits: list[float]) -> None:
+    at_now.set_faults(only=2, retry_after=3, **{fault: 1.0})
+    with engine(at_now) as source:
+        assert len(source.fetch(ago(24, 0))) == 24
+    assert len(waits) == 2
+    assert at_now.state.requests == 3
+
+
+def test_the_guard_is_asked_for_one_request_each(stub: Any, http_reply: Any) -> None:
+    heard: list[object] = []
+
+    class Ear:
+        def admit(self, weight: int) -> None:
+            heard.append(weight)
+
+        def heard(self, error: SourceError | None) -> None:
+            heard.append(error)
+
+    server = stub([http_reply(chart(candle(1), candle(0)))])
+    with EngineSource(client(server.url, VARIABLE), VARIABLE, Ear(), clock=lambda: NOW) as source:
+        source.describe("BTCSIM")
+        source.fetch(ago(1, 0))
+        source.next_open("BTCSIM", H1, THIS_HOUR)
+    assert heard == [1, None] * 3
+    assert len(server.paths) == 3
+
+
+# --- first candles -------------------------------------------------------------------------------
+
+
+def test_an_engine_cannot_tell_when_a_symbol_was_listed(stub: Any) -> None:
+    server = stub([b""])
+    with engine(server) as source:
+        assert source.listed("BTCSIM", H1) is None
+    assert server.paths == []
+
+
+def test_the_next_candle_after_a_gap(at_now: Any) -> None:
+    at_now.cut("BTCSIM", "1h", THIS_HOUR - 9 * HOUR, THIS_HOUR - 4 * HOUR)
+    with engine(at_now) as source:
+        assert source.next_open("BTCSIM", H1, THIS_HOUR - 10 * HOUR) == THIS_HOUR - 10 * HOUR
+        assert source.next_open("BTCSIM", H1, THIS_HOUR - 9 * HOUR) == THIS_HOUR - 4 * HOUR
+        assert source.next_open("BTCSIM", H1, THIS_HOUR - 4 * HOUR) == THIS_HOUR - 4 * HOUR
+        assert source.next_open("BTCSIM", H1, THIS_HOUR - 4 * HOUR + timedelta(minutes=1)) == THIS_HOUR - 3 * HOUR
+        assert source.next_open("BTCSIM", H1, THIS_HOUR) == THIS_HOUR  # the one that is forming
+
+
+def test_no_candle_yet(at_now: Any) -> None:
+    with engine(at_now) as source:
+        for ahead in (1, 2, 1000):
+            assert source.next_open("BTCSIM", H1, THIS_HOUR + ahead * HOUR) is None
+
+
+def test_the_next_candle_is_the_earliest_in_whatever_order_they_come(stub: Any, http_reply: Any) -> None:
+    server = stub([http_reply(chart(candle(1), candle(4), candle(3), candle(0)))])
+    with engine(server) as source:
+        assert source.next_open("BTCSIM", H1, THIS_HOUR - 3 * HOUR) == THIS_HOUR - 3 * HOUR
+    assert server.paths == ["/api/market/chart/BTCSIM/1h?limit=5"]
+
+
+def test_a_next_candle_further_back_than_can_be_asked_for(stub: Any) -> None:
+    server = stub([b""])
+    with engine(server) as source, pytest.raises(SourceRefused, match=f"{LARGEST} at most"):
+        source.next_open("BTCSIM", H1, THIS_HOUR - LARGEST * HOUR)
+    assert server.paths == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tasks import files
 from tasks.files import FileSource, read
 from tasks.sources import Instrument
 from trading.errors import BadWindow, ConfigurationError, MalformedResponse, UnknownSymbol
@@ -114,6 +117,117 @@ def test_a_window_that_is_not_over(tmp_path: Path) -> None:
     assert abs(source.server_time() - datetime.now(UTC)) < timedelta(seconds=5)
     with pytest.raises(BadWindow, match="is not over: the source's clock says 20"):
         source.fetch(Window("BTC", Timeframe.H1, START, datetime(2199, 1, 1, tzinfo=UTC)))
+
+
+# --- first candles -------------------------------------------------------------------------------
+
+
+def test_the_first_candle_and_the_next_ones(tmp_path: Path) -> None:
+    table = rows(10).drop(index=[3, 4, 5]).sample(frac=1, random_state=1)  # in no order
+    write(table, tmp_path / "BTC_1h.csv")
+    source = FileSource(tmp_path)
+    assert source.listed("BTC", Timeframe.H1) == START
+    for after, following in ((0, 0), (2, 2), (3, 6), (5, 6), (6, 6), (9, 9)):
+        assert source.next_open("BTC", Timeframe.H1, START + after * HOUR) == START + following * HOUR, after
+    assert source.next_open("BTC", Timeframe.H1, START + timedelta(minutes=1)) == START + HOUR
+    assert source.next_open("BTC", Timeframe.H1, START + 10 * HOUR) is None
+
+
+def test_an_empty_file_has_no_first_candle(tmp_path: Path) -> None:
+    write(rows(5).iloc[:0], tmp_path / "BTC_1h.parquet")
+    assert FileSource(tmp_path).listed("BTC", Timeframe.H1) is None
+
+
+def test_no_first_candle_of_a_series_that_is_not_there(tmp_path: Path) -> None:
+    write(rows(5), tmp_path / "BTC_1h.csv")
+    source = FileSource(tmp_path)
+    with pytest.raises(UnknownSymbol, match=r"has no ETH_1h\.parquet or \.csv"):
+        source.listed("ETH", Timeframe.H1)
+    with pytest.raises(UnknownSymbol, match=r"has no BTC_1d\.parquet or \.csv"):
+        source.next_open("BTC", Timeframe.D1, START)
+
+
+def test_times_in_microseconds_have_no_first_candle(tmp_path: Path) -> None:
+    write(rows(5).assign(open_time=lambda table: table["open_time"] * 1000), tmp_path / "BTC_1h.csv")
+    with pytest.raises(MalformedResponse, match="1577836800000000 is no time in milliseconds"):
+        FileSource(tmp_path).listed("BTC", Timeframe.H1)
+
+
+# --- a file is read once -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were read, in turn."""
+    names: list[str] = []
+
+    def reading(path: Path) -> pd.DataFrame:
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(files, "read", reading)
+    return names
+
+
+def test_a_file_is_read_once_for_many_windows(tmp_path: Path, readings: list[str]) -> None:
+    table = rows(50)
+    write(table, tmp_path / "BTC_1h.csv")
+    source = FileSource(tmp_path)
+    parts = [source.fetch(hours(first, first + 10)) for first in range(0, 50, 10)]
+    source.listed("BTC", Timeframe.H1)
+    source.next_open("BTC", Timeframe.H1, START)
+    assert readings == ["BTC_1h.csv"]
+    pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), table, check_exact=True)
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path, readings: list[str]) -> None:
+    path = write(rows(5), tmp_path / "BTC_1h.csv")
+    source = FileSource(tmp_path)
+    source.fetch(hours(0, 5))
+    write(rows(5, seed=1), path)
+    stamp = path.stat().st_mtime_ns + 1  # however coarse the file system's clock is
+    os.utime(path, ns=(stamp, stamp))
+    pd.testing.assert_frame_equal(source.fetch(hours(0, 5)), rows(5, seed=1), check_exact=True)
+    # one that goes before it is found, too
+    write(rows(5, seed=2), tmp_path / "BTC_1h.parquet")
+    pd.testing.assert_frame_equal(source.fetch(hours(0, 5)), rows(5, seed=2), check_exact=True)
+    assert readings == ["BTC_1h.csv", "BTC_1h.csv", "BTC_1h.parquet"]
+    (tmp_path / "BTC_1h.parquet").unlink()
+    path.unlink()
+    with pytest.raises(UnknownSymbol):
+        source.fetch(hours(0, 5))
+
+
+def test_what_was_fetched_can_be_changed_without_changing_what_is_fetched_next(tmp_path: Path) -> None:
+    table = rows(5)
+    write(table, tmp_path / "BTC_1h.parquet")
+    source = FileSource(tmp_path)
+    for _ in range(2):
+        frame = source.fetch(hours(0, 5))
+        pd.testing.assert_frame_equal(frame, table, check_exact=True)
+        frame.loc[:, "close"] = 0.0
+
+
+def test_a_file_that_another_thread_asks_for_meanwhile_is_not_mistaken_for_ours(tmp_path: Path) -> None:
+    for seed, symbol in enumerate(("BTC", "ETH")):
+        write(rows(5, seed), tmp_path / f"{symbol}_1h.csv")
+
+    class Contended(FileSource):
+        """Each time the file that was read last is looked at, a thread that wants the other one comes between."""
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "_read" and value is not None:
+                _, stem = others
+                path = tmp_path / f"{stem}_1h.csv"
+                self._read = ((path, path.stat().st_mtime_ns), read(path))
+            return value
+
+    source = Contended(tmp_path)
+    for _ in range(3):
+        for seed, others in ((0, ("BTC", "ETH")), (1, ("ETH", "BTC"))):
+            frame = source.fetch(hours(0, 5, others[0]))
+            pd.testing.assert_frame_equal(frame, rows(5, seed), check_exact=True)
 
 
 # --- symbols -------------------------------------------------------------------------------------

@@ -7,24 +7,62 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import http
-from tasks.retry import is_transient
-from trading.errors import ConfigurationError, MalformedResponse, RateLimited, SourceRefused, SourceUnavailable
+from tasks.retry import LONGEST_WAIT, REQUEST, RetryPolicy, is_transient
+from tasks.sources import ROWS
+from trading.errors import (
+    CircuitOpen,
+    ConfigurationError,
+    MalformedResponse,
+    RateLimited,
+    SourceError,
+    SourceRefused,
+    SourceUnavailable,
+)
 
 VARIABLE = "TRADEFLOWS_EXCHANGE_URL"
 KLINES = {"symbol": "BTCSIM", "interval": "1h"}
+ONCE = RetryPolicy(0, 0.5, 8.0)
 
 
-def get(url: str, path: str = "/x", *, sleep: Callable[[float], None] | None = None, **params: str | int) -> Any:
+def get(url: str, path: str = "/x", **params: str | int) -> Any:
+    """One try."""
+    return ask(url, path, policy=ONCE, **params)
+
+
+def ask(
+    url: str,
+    path: str = "/x",
+    *,
+    sleep: Callable[[float], None] | None = None,
+    policy: RetryPolicy = REQUEST,
+    guard: http.Guard | None = None,
+    decoder: msgspec.json.Decoder[Any] = http.ANY_JSON,
+    **params: str | int,
+) -> Any:
+    """As many tries as the policy allows; waiting fails the test unless ``sleep`` takes it."""
     with http.client(url, VARIABLE) as connection:
-        return http.get_json(connection, path, params, variable=VARIABLE, sleep=sleep or unexpected)
+        return http.get_json(
+            connection,
+            path,
+            params,
+            variable=VARIABLE,
+            decoder=decoder,
+            weight=7,
+            guard=guard,
+            policy=policy,
+            sleep=sleep or unexpected,
+        )
 
 
 def unexpected(seconds: float) -> None:
@@ -54,6 +92,8 @@ def test_addresses_that_will_do(address: str) -> None:
     with http.client(address, VARIABLE) as connection:
         assert connection.follow_redirects is False
         assert connection.timeout == http.TIMEOUT
+    with http.client(address, VARIABLE, timeout=httpx.Timeout(3.0)) as connection:
+        assert connection.timeout == httpx.Timeout(3.0)
 
 
 def test_certificates_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +181,7 @@ def test_a_reply_that_is_not_json(stub: Any, http_reply: Any, body: str) -> None
     assert body[:20] in str(caught.value)
     assert VARIABLE in str(caught.value)
     assert len(str(caught.value)) < 500
-    assert not is_transient(caught.value)
+    assert is_transient(caught.value)
 
 
 def test_bytes_that_are_no_text(stub: Any, http_reply: Any) -> None:
@@ -193,13 +233,15 @@ def test_server_errors_may_pass(stub: Any, http_reply: Any, status: int) -> None
     with pytest.raises(SourceUnavailable, match=f"/x answered {status}: 'busy'") as caught:
         get(server.url)
     assert is_transient(caught.value)
-    assert len(server.paths) == 1  # trying again is the task's business
+    assert len(server.paths) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
 def test_refusals_are_final_and_say_what_was_said(stub: Any, http_reply: Any, status: int) -> None:
+    server = stub([http_reply("not for you", status)])
     with pytest.raises(SourceRefused) as caught:
-        get(stub([http_reply("not for you", status)]).url)
+        ask(server.url)
+    assert len(server.paths) == 1
     # one sentence, not the text of a tuple
     assert str(caught.value).startswith("127.0.0.1:")
     assert str(caught.value).endswith(f"/x answered {status}: 'not for you'")
@@ -218,61 +260,203 @@ def test_a_long_refusal_is_shortened(stub: Any, http_reply: Any) -> None:
 def test_redirects_are_not_followed(stub: Any, http_reply: Any, status: int) -> None:
     elsewhere = stub([http_reply('{"serverTime": 1}')])
     with pytest.raises(SourceRefused, match=f"answered {status}"):
-        get(stub([http_reply("moved", status, Location=f"{elsewhere.url}/x")]).url)
+        ask(stub([http_reply("moved", status, Location=f"{elsewhere.url}/x")]).url)
     assert elsewhere.paths == []
+
+
+# --- asked again ---------------------------------------------------------------------------------
+
+
+def within(waited: list[float], delays: list[float]) -> bool:
+    """Whether each wait is its delay or a little more: half a second at most, half of a shorter one."""
+    return len(waited) == len(delays) and all(
+        delay <= wait <= delay + REQUEST.jitter * min(delay, 1.0) for wait, delay in zip(waited, delays, strict=True)
+    )
+
+
+def test_the_policy_of_one_request() -> None:
+    assert (REQUEST.attempts, REQUEST.delays) == (4, [0.5, 1.0, 2.0, 4.0])
+    assert REQUEST.longest == 8.0
+
+
+def test_what_passes_in_time_does_not_show(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    troubles = [
+        b"",
+        http_reply("busy", 503),
+        http_reply("[1, 2,"),
+        http_reply(b"[1]", Content_Encoding="gzip"),
+        http_reply("[1]"),
+    ]
+    server = stub(troubles)
+    assert ask(server.url, sleep=waited.append) == [1]
+    assert len(server.paths) == 5
+    assert within(waited, REQUEST.delays)
+
+
+def test_an_endless_trouble_is_raised_after_the_last_try(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    server = stub([*[http_reply("busy", 500)] * 4, http_reply("still busy", 502)])
+    with pytest.raises(SourceUnavailable, match="answered 502: 'still busy'"):
+        ask(server.url, sleep=waited.append)
+    assert len(server.paths) == 5
+    assert within(waited, REQUEST.delays)
+
+
+def test_a_connection_that_is_refused_is_tried_again(closed_port: int) -> None:
+    waited: list[float] = []
+    with pytest.raises(SourceUnavailable, match="ConnectError"):
+        ask(f"http://127.0.0.1:{closed_port}", sleep=waited.append)
+    assert within(waited, REQUEST.delays)
+
+
+def test_a_timeout_is_tried_again(sandbox: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(http, "TIMEOUT", httpx.Timeout(0.2))
+    sandbox.set_faults(hanging=1.0, hang_seconds=0.6, only=1)
+    assert len(ask(sandbox.url, "/api/v3/klines", sleep=waited.append, **KLINES)) == 500
+    assert within(waited, [0.5])
+    assert sandbox.state.requests == 2
+
+
+def test_replies_that_say_something_else_are_not_asked_for_again(stub: Any, http_reply: Any) -> None:
+    """It was whole, so it would say the same once more."""
+    server = stub([http_reply('[[1, "2", "3", "4", "5", "6"], [1, "2", "3", null, "5", "6"]]')])
+    with pytest.raises(MalformedResponse, match=r"did not answer as the protocol says \(.*`\$\[1\]\[3\]`\): .\[\[1,"):
+        ask(server.url, decoder=ROWS)
+    assert len(server.paths) == 1
+
+
+def test_a_reply_that_is_too_large_is_not_asked_for_again(
+    stub: Any, http_reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "LARGEST_REPLY", 100)
+    server = stub([http_reply("1".ljust(101))])
+    with pytest.raises(MalformedResponse, match="more than 100 bytes"):
+        ask(server.url)
+    assert len(server.paths) == 1
+
+
+def test_the_waits_differ_from_one_client_to_the_next(closed_port: int) -> None:
+    waited: list[float] = []
+    for _ in range(5):
+        with pytest.raises(SourceUnavailable):
+            ask(f"http://127.0.0.1:{closed_port}", sleep=waited.append, policy=RetryPolicy(1, 4.0, 8.0))
+    assert len(set(waited)) == 5
+    assert all(4.0 <= wait <= 4.5 for wait in waited)
+
+
+def test_without_jitter_the_waits_are_the_delays(closed_port: int) -> None:
+    waited: list[float] = []
+    with pytest.raises(SourceUnavailable):
+        ask(f"http://127.0.0.1:{closed_port}", sleep=waited.append, policy=RetryPolicy(5, 1.0, 6.0, jitter=0.0))
+    assert waited == [1.0, 2.0, 4.0, 6.0, 6.0]
 
 
 # --- rate limits ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [429, 418])
-def test_a_rate_limit_is_waited_out_once(stub: Any, http_reply: Any, status: int) -> None:
+def test_a_rate_limit_is_waited_out(stub: Any, http_reply: Any, status: int) -> None:
     waited: list[float] = []
     server = stub([http_reply("slow", status, Retry_After="1.5"), http_reply("7")])
-    assert get(server.url, sleep=waited.append) == 7
-    assert waited == [1.5]
+    assert ask(server.url, sleep=waited.append) == 7
+    assert within(waited, [1.5])
     assert len(server.paths) == 2
 
 
-def test_a_second_rate_limit_is_raised(stub: Any, http_reply: Any) -> None:
+def test_rate_limits_one_after_the_other_are_each_waited_out(stub: Any, http_reply: Any) -> None:
     waited: list[float] = []
-    server = stub([http_reply("slow", 429, Retry_After="2"), http_reply("slower", 429, Retry_After="9")])
+    told = [20.0, 3.0, 0.25, 30.0]
+    replies = [http_reply("slow", 429, Retry_After=str(seconds)) for seconds in told]
+    assert ask(stub([*replies, http_reply("7")]).url, sleep=waited.append) == 7
+    assert within(waited, told)  # neither less than asked for, nor the policy's delays
+
+
+def test_a_rate_limit_that_stays_is_raised(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    server = stub([*[http_reply("slow", 429, Retry_After="2")] * 4, http_reply("slower", 429, Retry_After="9")])
     with pytest.raises(RateLimited, match="answered 429: 'slower'; slow down") as caught:
-        get(server.url, sleep=waited.append)
-    assert waited == [2.0]
+        ask(server.url, sleep=waited.append)
+    assert within(waited, [2.0] * 4)
     assert caught.value.retry_after == 9.0
-    assert len(server.paths) == 2
+    assert len(server.paths) == 5
     assert is_transient(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("header", "known"),
-    [("31", 31.0), ("3600", 3600.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("soon", None), ("nan", None)],
-)
-def test_a_long_or_unknown_wait_is_left_to_the_task(stub: Any, http_reply: Any, header: str, known: float) -> None:
+def test_a_wait_that_turns_long_is_not_begun(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    server = stub([http_reply("slow", 429, Retry_After="2"), http_reply("ban", 418, Retry_After="7200")])
+    with pytest.raises(RateLimited, match="answered 418: 'ban'") as caught:
+        ask(server.url, sleep=waited.append)
+    assert within(waited, [2.0])
+    assert caught.value.retry_after == 7200.0
+    assert len(server.paths) == 2
+
+
+@pytest.mark.parametrize(("header", "known"), [("31", 31.0), ("3600", 3600.0), ("1e400", float("inf"))])
+def test_a_long_wait_is_left_to_others(stub: Any, http_reply: Any, header: str, known: float) -> None:
     server = stub([http_reply("slow", 429, Retry_After=header)])
     with pytest.raises(RateLimited) as caught:
-        get(server.url)
+        ask(server.url)
     assert caught.value.retry_after == known
     assert len(server.paths) == 1
 
 
-def test_a_rate_limit_that_does_not_say_how_long(stub: Any, http_reply: Any) -> None:
-    with pytest.raises(RateLimited) as caught:
-        get(stub([http_reply("slow", 429)]).url)
-    assert caught.value.retry_after is None
-
-
-def test_a_wait_is_never_negative(stub: Any, http_reply: Any) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "soon",
+        "nan",
+        "",
+        "Wed, 21 Oct 2026 07:28:00",  # without a zone
+        "Wed, 32 Oct 2026 07:28:00 GMT",
+        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT",
+        "Wed, 21 Oct 2026 07:28:00 +99999999999999999999",
+    ],
+)
+def test_a_rate_limit_that_does_not_say_how_long(stub: Any, http_reply: Any, header: str | None) -> None:
     waited: list[float] = []
-    get(stub([http_reply("", 429, Retry_After="-5"), http_reply("1")]).url, sleep=waited.append)
+    server = stub([http_reply("slow", 429, **({} if header is None else {"Retry_After": header}))])
+    with pytest.raises(RateLimited) as caught:
+        ask(server.url, sleep=waited.append)
+    assert caught.value.retry_after is None
+    assert within(waited, REQUEST.delays)  # like any other trouble
+
+
+def test_a_wait_may_be_given_as_a_date(stub: Any, http_reply: Any) -> None:
+    waited: list[float] = []
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    assert ask(stub([http_reply("slow", 429, Retry_After=soon), http_reply("7")]).url, sleep=waited.append) == 7
+    assert 15 < waited[0] <= 20.5
+
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+    server = stub([http_reply("slow", 429, Retry_After=later)])
+    with pytest.raises(RateLimited) as caught:
+        ask(server.url)
+    assert caught.value.retry_after == pytest.approx(7200, abs=5)
+    assert len(server.paths) == 1
+
+
+@pytest.mark.parametrize("header", ["-5", "0", "-inf", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_is_never_negative(stub: Any, http_reply: Any, header: str) -> None:
+    waited: list[float] = []
+    ask(stub([http_reply("", 429, Retry_After=header), http_reply("1")]).url, sleep=waited.append)
     assert waited == [0.0]
 
 
 def test_the_longest_wait_is_still_waited(stub: Any, http_reply: Any) -> None:
     waited: list[float] = []
-    get(stub([http_reply("", 429, Retry_After="30"), http_reply("1")]).url, sleep=waited.append)
-    assert waited == [http.LONGEST_WAIT]
+    ask(stub([http_reply("", 429, Retry_After="30"), http_reply("1")]).url, sleep=waited.append)
+    assert LONGEST_WAIT == 30.0
+    assert within(waited, [LONGEST_WAIT])
+
+
+@given(st.text(st.characters(max_codepoint=0x7E, min_codepoint=0x20), max_size=40))
+def test_no_header_is_an_error(header: str) -> None:
+    seconds = http._seconds(header)
+    assert seconds is None or seconds >= 0
 
 
 def test_the_sandbox_s_rate_limit(sandbox: Any) -> None:
@@ -283,6 +467,74 @@ def test_the_sandbox_s_rate_limit(sandbox: Any) -> None:
         sandbox.set_faults()
 
     sandbox.set_faults(rate_limited=1.0, retry_after=12)
-    assert len(get(sandbox.url, "/api/v3/klines", sleep=wait, **KLINES)) == 500
-    assert waited == [12.0]
-    assert sandbox.state.requests == 2
+    assert len(ask(sandbox.url, "/api/v3/klines", sleep=wait, **KLINES)) == 500
+    assert within(waited, [12.0])
+    assert sandbox.state.replies == {"klines": {"429": 1, "200": 1}}
+
+
+# --- the guard -----------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A guard that writes down what it is told, and lets so many requests pass."""
+
+    def __init__(self, lets: int = 100) -> None:
+        self.told: list[object] = []
+        self._lets = lets
+
+    def admit(self, weight: int) -> None:
+        if not self._lets:
+            raise CircuitOpen("left alone", datetime(2030, 1, 1, tzinfo=UTC))
+        self._lets -= 1
+        self.told.append(weight)
+
+    def heard(self, error: SourceError | None) -> None:
+        self.told.append(None if error is None else type(error))
+
+
+def ignore(seconds: float) -> None:
+    """No wait."""
+
+
+def test_the_guard_is_asked_before_each_try_and_told_of_each(stub: Any, http_reply: Any) -> None:
+    guard = Recorder()
+    server = stub([http_reply("", 503), http_reply("", 429, Retry_After="1"), http_reply("["), http_reply("5")])
+    assert ask(server.url, sleep=ignore, guard=guard) == 5
+    assert guard.told == [7, SourceUnavailable, 7, RateLimited, 7, http._Damaged, 7, None]
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "kind"), [("no", 403, SourceRefused), ("{}", 200, MalformedResponse), ("1", 200, None)]
+)
+def test_the_guard_hears_of_an_end_without_a_second_try(
+    stub: Any, http_reply: Any, reply: str, status: int, kind: type[SourceError] | None
+) -> None:
+    guard = Recorder()
+    server = stub([http_reply(reply, status)])
+    numbers = msgspec.json.Decoder(int)
+    if kind is None:
+        assert ask(server.url, guard=guard, decoder=numbers) == 1
+    else:
+        with pytest.raises(kind):
+            ask(server.url, guard=guard, decoder=numbers)
+    assert len(guard.told) == 2
+    assert guard.told[0] == 7
+    heard = guard.told[1]
+    assert heard is None if kind is None else isinstance(heard, type) and issubclass(heard, kind)
+
+
+def test_nothing_is_asked_while_the_guard_lets_nobody_pass(stub: Any, http_reply: Any) -> None:
+    guard = Recorder(lets=0)
+    server = stub([http_reply("5")])
+    with pytest.raises(CircuitOpen):
+        ask(server.url, guard=guard)  # nor is it waited for
+    assert (server.paths, guard.told) == ([], [])
+
+
+def test_a_guard_that_closes_between_two_tries_ends_them(stub: Any, http_reply: Any) -> None:
+    guard = Recorder(lets=2)
+    server = stub([http_reply("busy", 503)])
+    with pytest.raises(CircuitOpen):
+        ask(server.url, sleep=ignore, guard=guard)
+    assert len(server.paths) == 2
+    assert guard.told == [7, SourceUnavailable, 7, SourceUnavailable]

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
 
-from tasks.http import LONGEST_WAIT
-from tasks.retry import EXCHANGE, LLM, NOTIFY, REGISTRY, STORE, RetryPolicy, is_transient, prefect_options
+from tasks.retry import (
+    EXCHANGE,
+    LLM,
+    LONGEST_WAIT,
+    NOTIFY,
+    REGISTRY,
+    REQUEST,
+    STORE,
+    RetryPolicy,
+    is_transient,
+    prefect_options,
+)
 from trading import errors
 
-POLICIES = {"exchange": EXCHANGE, "store": STORE, "registry": REGISTRY, "llm": LLM, "notify": NOTIFY}
-REQUEST = httpx.Request("GET", "http://exchange.test/")
+TASKS = {"exchange": EXCHANGE, "store": STORE, "registry": REGISTRY, "llm": LLM, "notify": NOTIFY}
+POLICIES = {"request": REQUEST} | TASKS
+ASKED = httpx.Request("GET", "http://exchange.test/")
+LEFT_ALONE = errors.CircuitOpen("left alone", datetime(2024, 1, 1, tzinfo=UTC))
 
 
 def answered(status: int) -> httpx.HTTPStatusError:
-    return httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(status, request=REQUEST))
+    return httpx.HTTPStatusError("no", request=ASKED, response=httpx.Response(status, request=ASKED))
 
 
 TRANSIENT: list[BaseException] = [
     errors.SourceUnavailable("down"),
+    LEFT_ALONE,
     errors.RateLimited("slow down"),
     errors.RateLimited("slow down", 3.0),
     errors.RevisionConflict("changed"),
@@ -47,6 +61,8 @@ LASTING: list[BaseException] = [
     errors.ExpectationFailed("impossible rows"),
     errors.DataModeConflict("mixed"),
     errors.InsufficientHistory("few"),
+    errors.SourcesDisagree("other prices"),
+    errors.DatasetLost("corrected since"),
     errors.SourceRefused("no", 403),
     errors.MalformedResponse("not JSON"),
     errors.StoreUnavailable("unwritable"),
@@ -75,9 +91,12 @@ def test_what_would_fail_the_same_way_is_not(error: BaseException) -> None:
 
 def test_every_error_of_the_tree_is_in_one_of_the_two_lists() -> None:
     def tree(kind: type[errors.TradeflowsError]) -> set[type]:
-        return {kind}.union(*(tree(below) for below in kind.__subclasses__()))
+        here = [below for below in kind.__subclasses__() if below.__module__ == errors.__name__]
+        return {kind}.union(*map(tree, here))
 
-    leaves = {kind for kind in tree(errors.TradeflowsError) if not kind.__subclasses__()}
+    every = tree(errors.TradeflowsError)
+    leaves = {kind for kind in every if not any(other is not kind and issubclass(other, kind) for other in every)}
+    assert len(leaves) > 15
     assert leaves - {type(error) for error in TRANSIENT + LASTING} == set()
 
 
@@ -92,7 +111,8 @@ def test_delays_double_up_to_the_longest(policy: RetryPolicy) -> None:
 def test_delays_by_hand() -> None:
     assert RetryPolicy(attempts=5, base=1.0, longest=6.0).delays == [1.0, 2.0, 4.0, 6.0, 6.0]
     assert RetryPolicy(attempts=0, base=1.0, longest=6.0).delays == []
-    assert EXCHANGE.delays == [1.0, 2.0, 4.0]
+    assert EXCHANGE.delays == [5.0]
+    assert STORE.delays == [0.5, 1.0, 2.0]
 
 
 def test_a_policy_cannot_be_changed() -> None:
@@ -135,7 +155,7 @@ def would_retry(task: Any, error: BaseException) -> bool:
 
 
 def test_prefect_retries_transient_errors_and_no_others(fetch: Any) -> None:
-    assert [error for error in TRANSIENT if not would_retry(fetch, error)] == []
+    assert [error for error in TRANSIENT if not would_retry(fetch, error)] == [LEFT_ALONE]
     assert [error for error in LASTING if would_retry(fetch, error)] == []
 
 
@@ -143,6 +163,20 @@ def test_a_rate_limit_is_retried_unless_it_asks_for_longer_than_anybody_waits(fe
     assert sum(EXCHANGE.delays) * (1 + EXCHANGE.jitter) < LONGEST_WAIT  # the delays cannot stand in for the wait
     for asked, worth in ((None, True), (0.0, True), (LONGEST_WAIT, True), (LONGEST_WAIT + 1, False), (1e9, False)):
         assert would_retry(fetch, errors.RateLimited("slow down", asked)) is worth, asked
+
+
+def test_a_source_that_is_left_alone_is_no_task_s_to_try_again(fetch: Any) -> None:
+    """It may be tried later, or elsewhere; under any policy a task would come back while it is left alone."""
+    from prefect import task
+
+    assert is_transient(LEFT_ALONE)
+    for policy in TASKS.values():
+
+        @task(**prefect_options(policy))
+        def ask() -> None: ...
+
+        assert not would_retry(ask, LEFT_ALONE)
+        assert would_retry(ask, errors.SourceUnavailable("down"))
 
 
 def test_a_failed_state_without_an_error_is_not_retried(fetch: Any) -> None:
@@ -154,9 +188,11 @@ def test_a_failed_state_without_an_error_is_not_retried(fetch: Any) -> None:
 
 
 def test_the_ingest_tasks_are_under_these_policies() -> None:
-    from tasks.ingestion import fetch_task, plan_task
+    from tasks.ingestion import holdings_task, ingest_task, plan_task
 
-    for task in (fetch_task, plan_task):
-        assert task.retries == EXCHANGE.attempts
+    for task, policy in ((plan_task, EXCHANGE), (ingest_task, STORE), (holdings_task, STORE)):
+        assert task.retries == policy.attempts
+        assert task.retry_delay_seconds == policy.delays
         assert would_retry(task, errors.SourceUnavailable("down"))
         assert not would_retry(task, errors.MalformedResponse("not JSON"))
+        assert not would_retry(task, LEFT_ALONE)

@@ -134,3 +134,15 @@ def test_order_and_copies_never_change_the_outcome(order: list[int], copied: set
     np.testing.assert_array_equal(screening.good.to_numpy(), kept.drop(columns="open_time").to_numpy())
     assert screening.quarantined.get("duplicate", 0) == len(copied - dropped)
     assert len(screening.missing) == len(dropped)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("quiet", [0.0, 0.5])
+def test_jumps_are_measured_against_the_rolling_median_range(seed: int, quiet: float) -> None:
+    rng = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(rng.standard_t(2, WINDOW.slots) * 0.004))
+    spread = np.where(rng.random(WINDOW.slots) < quiet, 1.0, 1 + rng.uniform(0, 0.001, WINDOW.slots))
+    raw = raw_rows().assign(open=close, close=close, high=close * spread, low=close / spread)
+    usual = pd.Series(2 * np.log(spread)).rolling(50, min_periods=20).median().shift(1)
+    move = np.abs(np.diff(np.log(close), prepend=np.nan))
+    assert screen(raw, WINDOW, "24/7").flags["jump"] == (move > 15 * np.maximum(usual, 1e-4)).sum() > 0
