@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -38,6 +39,8 @@ from trading.window import EPOCH, Timeframe, Window
 PAGE: Final = 1000
 # https://developers.binance.com/docs/binance-spot-api-docs/rest-api, "IP Limits" of each endpoint
 WEIGHTS: Final = {"/api/v3/klines": 2, "/api/v3/exchangeInfo": 20, "/api/v3/time": 1}
+# symbols described in one request, which costs what one symbol does
+DESCRIBED: Final = 100
 # codes of an unknown symbol, and of one in letters that no symbol has, such as lower case
 NO_SUCH_SYMBOL: Final = frozenset({-1121, -1100})
 
@@ -56,24 +59,49 @@ class BinanceSource:
         self._http, self._variable, self._guard, self._policy = connection, variable, guard, policy
         self._name = f"{kind} {connection.base_url.host}"
         self._reached = EPOCH
+        self._described: dict[str, Instrument] = {}
 
     def describe(self, symbol: str) -> Instrument:
-        try:
-            information = self._get("/api/v3/exchangeInfo", {"symbol": symbol})
-        except SourceRefused as error:
-            # the symbol is the only parameter, so the illegal characters are its own
-            if _code(error) not in NO_SUCH_SYMBOL:
-                raise
-            raise self._unknown(symbol) from None
-        one = next((item for item in _listed(information) if item.get("symbol") == symbol), None)
-        if one is None:
-            raise MalformedResponse(f"the exchange information of {symbol} does not list it: {str(information)[:120]}")
+        if symbol not in self._described:
+            try:
+                found = self._information({"symbol": symbol}, [symbol])
+            except SourceRefused as error:
+                # the symbol is the only parameter, so the illegal characters are its own
+                if _code(error) not in NO_SUCH_SYMBOL:
+                    raise
+                raise self._unknown(symbol, self._symbols()) from None
+            if symbol not in found:
+                raise MalformedResponse(f"the exchange information of {symbol} does not list it")
+            self._described |= found
+        return self._described[symbol]
+
+    def describe_all(self, symbols: Sequence[str]) -> list[Instrument]:
+        several = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self._described]
+        for at in range(0, len(several), DESCRIBED) if len(several) > 1 else ():
+            part = several[at : at + DESCRIBED]
+            try:
+                self._described |= self._information({"symbols": json.dumps(part)}, part)
+            except SourceRefused as error:
+                if _code(error) in NO_SUCH_SYMBOL:
+                    known = self._symbols()
+                    for symbol in part:
+                        if symbol not in known:
+                            raise self._unknown(symbol, known) from None
+                break  # not everybody who speaks this protocol knows lists
+        return [self.describe(symbol) for symbol in symbols]
+
+    def _information(self, asked: dict[str, str | int], symbols: Sequence[str]) -> dict[str, Instrument]:
+        listed = _listed(self._get("/api/v3/exchangeInfo", asked))
+        told = {str(item.get("symbol")): item for item in listed}
+        return {symbol: self._instrument(symbol, told[symbol]) for symbol in symbols if symbol in told}
+
+    def _instrument(self, symbol: str, told: dict[str, Any]) -> Instrument:
         return Instrument(
             symbol=symbol,
-            calendar=require_calendar(str(one.get("calendar", ALWAYS_OPEN))),
-            data_mode=checked_mode(one.get("dataMode", LIVE), symbol),
+            calendar=require_calendar(str(told.get("calendar", ALWAYS_OPEN))),
+            data_mode=checked_mode(told.get("dataMode", LIVE), symbol),
             source=self._name,
-            quote=one.get("quoteAsset"),
+            quote=told.get("quoteAsset"),
         )
 
     def fetch(self, window: Window) -> pd.DataFrame:
@@ -87,12 +115,13 @@ class BinanceSource:
             # endTime counts the candle that opens at it
             page = self._klines(window.symbol, window.timeframe, first, end - 1, PAGE)
             found = numbers(page)
-            inside = found[(found[:, 0] >= start) & (found[:, 0] < end)]
-            if not len(inside):
+            opens = found[:, 0]
+            inside = (opens >= start) & (opens < end)
+            if not inside.any():
                 break
-            pages.append(inside)
+            pages.append(found if inside.all() else found[inside])
             # a page shorter than asked for is no proof of the end: some of its rows may be lost
-            first = max(int(inside[:, 0].max()) + step, first + step)
+            first = max(int(pages[-1][:, 0].max()) + step, first + step)
         return raw_frame(np.concatenate(pages) if pages else [])
 
     def listed(self, symbol: str, timeframe: Timeframe) -> datetime | None:
@@ -140,8 +169,10 @@ class BinanceSource:
             variable=self._variable, decoder=decoder, weight=WEIGHTS[path], guard=self._guard, policy=self._policy,
         )  # fmt: skip
 
-    def _unknown(self, symbol: str) -> UnknownSymbol:
-        known = [str(item.get("symbol")) for item in _listed(self._get("/api/v3/exchangeInfo"))]
+    def _symbols(self) -> list[str]:
+        return [str(item.get("symbol")) for item in _listed(self._get("/api/v3/exchangeInfo"))]
+
+    def _unknown(self, symbol: str, known: Sequence[str]) -> UnknownSymbol:
         near = difflib.get_close_matches(symbol.upper(), known, n=3, cutoff=0.5) or sorted(known)[:5]
         return UnknownSymbol(
             f"{self._http.base_url.host} does not trade {symbol!r}; did you mean {', '.join(near) or 'another source'}?"

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from tasks.documents import Document
-from trading.candles import COLUMNS, digest, empty, frame_of, open_times_ms
+from trading.candles import COLUMNS, digest, empty, frame_of, open_times_ms, values_of
 from trading.errors import DatasetLost, StoreUnavailable
 from trading.window import Window, period_end, period_start
 
@@ -78,7 +78,7 @@ def merge(stored: pd.DataFrame, new: pd.DataFrame) -> Merged:
     if stored.empty:
         return Merged(new, np.arange(len(new)), nothing, np.empty((0, len(COLUMNS))))
     old_times, new_times = open_times_ms(stored), open_times_ms(new)
-    old_values, new_values = stored[list(COLUMNS)].to_numpy(), new[list(COLUMNS)].to_numpy()
+    old_values, new_values = values_of(stored), values_of(new)
     at = np.minimum(np.searchsorted(old_times, new_times), len(old_times) - 1)
     known = old_times[at] == new_times
     differs = np.zeros(len(new_times), dtype=bool)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PAGE: Final = 1_000
 # bars over which the prices of two sources are compared
 COMPARED: Final = 200
+# bars of neighbouring windows that are asked for in one go
+RUN_BARS: Final = 25_000
 OpenSource = Callable[[], Source]
 
 
@@ -50,14 +52,47 @@ class Collected:
     notes: tuple[str, ...] = ()
 
 
-def collect(source: Source, wanted: Wanted) -> Collected:
+def runs(wanted: Sequence[Wanted], bars: int = RUN_BARS) -> list[list[Wanted]]:
+    """Neighbouring windows of one symbol together, up to so many bars, in their order."""
+    made: list[list[Wanted]] = []
+    for one in wanted:
+        last = made[-1][-1].window if made else None
+        joined = (
+            last is not None
+            and (last.symbol, last.timeframe, last.end) == (one.window.symbol, one.window.timeframe, one.window.start)
+            and sum(each.window.slots for each in made[-1]) + one.window.slots <= bars
+        )
+        if joined:
+            made[-1].append(one)
+        else:
+            made.append([one])
+    return made
+
+
+def rows_of(opened: OpenSource, run: Sequence[Wanted]) -> pd.DataFrame | None:
+    """The rows of a run's windows, asked for in one go, which takes fewer requests.
+
+    None for a single window, and where the source fails: each window is then asked for, and answers, by itself.
+    """
+    if len(run) == 1:
+        return None
+    try:
+        return opened().fetch(run[0].window.within(run[0].window.start, run[-1].window.end))
+    except SourceError:
+        return None
+
+
+def collect(source: Source, wanted: Wanted, rows: pd.DataFrame | None = None) -> Collected:
     """Fetch a window, and what is missing of it again for as long as that brings anything.
 
     A gap at the window's end counts only if the source has moved on past it; else those bars are not there
     yet, and the window ends before them.
+
+    Args:
+        rows: what the source gave for a longer window, where it has been asked for that already.
     """
     window, calendar = wanted.window, wanted.instrument.calendar
-    screening = screen(source.fetch(window), window, calendar)
+    screening = screen(source.fetch(window) if rows is None else _inside(rows, window), window, calendar)
     left = -1
     while len(screening.missing) and len(screening.missing) != left:
         left = len(screening.missing)
@@ -73,12 +108,19 @@ def collect(source: Source, wanted: Wanted) -> Collected:
     return Collected(wanted, wanted.instrument, screening, window.end, 0)
 
 
+def _inside(rows: pd.DataFrame, window: Window) -> pd.DataFrame:
+    opens = rows["open_time"].to_numpy()
+    start, end = (int(bound.timestamp() * 1000) for bound in (window.start, window.end))
+    return rows[(opens >= start) & (opens < end)]
+
+
 def collect_checked(
     store: Store,
-    sources: Sequence[Callable[[], Source]],
+    sources: Sequence[OpenSource],
     wanted: Wanted,
-    compare: Callable[[], Source] | None,
+    compare: OpenSource | None,
     price_tolerance: float,
+    rows: pd.DataFrame | None = None,
 ) -> Collected:
     """``collect`` from the first source that answers; one to fall back to must be the same market.
 
@@ -86,12 +128,13 @@ def collect_checked(
         sources: opened where they are needed.
         compare: a source whose prices must agree, where one is given.
         price_tolerance: median relative difference of closes above which two sources disagree.
+        rows: what the first source gave for a longer window already.
 
     Raises:
         SourceError: none answers; the first one's error.
         SourcesDisagree: a fall-back or the compared source has other prices or another data mode.
     """
-    collected = _first_that_answers(store, sources, wanted, price_tolerance)
+    collected = _first_that_answers(store, sources, wanted, price_tolerance, rows)
     good = collected.screening.good
     if compare is not None and len(good):
         _require_agreement(good, compare(), wanted.window, price_tolerance)
@@ -99,10 +142,10 @@ def collect_checked(
 
 
 def _first_that_answers(
-    store: Store, sources: Sequence[Callable[[], Source]], wanted: Wanted, price_tolerance: float
+    store: Store, sources: Sequence[OpenSource], wanted: Wanted, price_tolerance: float, rows: pd.DataFrame | None
 ) -> Collected:
     try:
-        return collect(sources[0](), wanted)
+        return collect(sources[0](), wanted, rows)
     except SourceError as error:
         if not error.transient or len(sources) == 1:
             raise

@@ -6,7 +6,7 @@ the engine's memory is refused, not answered in part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
@@ -76,6 +76,9 @@ class EngineSource:
         chart = self._chart(symbol, Timeframe.H1, 1)
         mode = checked_mode(chart.data_mode, symbol)
         return Instrument(symbol, ALWAYS_OPEN, mode, f"engine {self._http.base_url.host}")
+
+    def describe_all(self, symbols: Sequence[str]) -> list[Instrument]:
+        return [self.describe(symbol) for symbol in symbols]
 
     def fetch(self, window: Window) -> pd.DataFrame:
         now = self.server_time()

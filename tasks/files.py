@@ -6,6 +6,7 @@ volume``. History from a file is ``sample`` data unless told otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ class FileSource:
             known = sorted({path.stem.rsplit("_", 1)[0] for path in self._folder.iterdir() if "_" in path.stem})
             raise UnknownSymbol(f"{self._folder} has no candles of {symbol!r}; it has {', '.join(known) or 'none'}")
         return Instrument(symbol, self._calendar, self._mode, f"files {self._folder}")
+
+    def describe_all(self, symbols: Sequence[str]) -> list[Instrument]:
+        return [self.describe(symbol) for symbol in symbols]
 
     def fetch(self, window: Window) -> pd.DataFrame:
         require_over(window, self.server_time())

@@ -11,8 +11,10 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import httpx
@@ -141,15 +143,19 @@ def get_json(
         stands.heard(None)
         return answer
 
+    return _retrying(policy, sleep)(once)
+
+
+@lru_cache(maxsize=16)
+def _retrying(policy: RetryPolicy, sleep: Callable[[float], None]) -> tenacity.Retrying:
     delays = policy.delays or [0.0]  # tenacity asks for a pause after the last try, too
-    retrying = tenacity.Retrying(
+    return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(policy.attempts + 1),
         retry=tenacity.retry_if_exception(_worth_asking_again),
         wait=lambda state: _pause(state, delays, policy.jitter),
         sleep=sleep,
         reraise=True,
     )
-    return retrying(once)
 
 
 def _worth_asking_again(error: BaseException) -> bool:
@@ -176,7 +182,8 @@ def _once(
 ) -> Any:
     where = f"{connection.base_url.host}:{connection.base_url.port or connection.base_url.scheme}"
     try:
-        with connection.stream("GET", path, params=dict(params or {})) as reply:
+        reply = connection.send(connection.build_request("GET", path, params=dict(params or {})), stream=True)
+        with closing(reply):
             body = _read(reply, where, path)
     except httpx.TransportError as error:
         raise SourceUnavailable(

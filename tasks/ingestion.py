@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from prefect import task
 
 from tasks import gaps, ledger, log, quarantine
 from tasks.chunks import Revision
-from tasks.collecting import Collected, OpenSource, Wanted, collect_checked
+from tasks.collecting import Collected, OpenSource, Wanted, collect_checked, rows_of, runs
 from tasks.guarding import opened_sources
 from tasks.retry import EXCHANGE, STORE, prefect_options
 from tasks.settings import load_settings
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
     from expectations.candles import Verdict
 
 # candles per batch: what one task fetches, judges in one go and holds in memory
-BATCH_BARS: Final = 100_000
-# windows of a batch that are fetched at the same time
-WORKERS: Final = 4
+BATCH_BARS: Final = 250_000
+# runs of windows of a batch that are fetched at the same time
+WORKERS: Final = 2
 SHOWN_CORRECTIONS: Final = 20
 
 
@@ -118,25 +119,31 @@ def plan(
         UnknownSymbol: the source does not know one of them; nothing has been fetched.
         BadWindow: the span is not over by the source's clock; nothing has been fetched either.
     """
-    plans = []
     clock = source.server_time()
-    for symbol in symbols:
-        window = Window(symbol, timeframe, start, end)
+    windows = [Window(symbol, timeframe, start, end) for symbol in symbols]
+    for window in windows:
         require_over(window, clock)
-        instrument = source.describe(symbol)
-        parts = ledger.missing(store, window)
-        if parts and parts[0].start == window.start:
-            # the market may have opened later than asked for: that is no gap
-            first = source.listed(symbol, timeframe)
-            if first is not None:
-                ledger.set_listed(store, symbol, timeframe, first)
-                window = ledger.since_listed(store, window)
-                parts = [
-                    part.within(max(part.start, window.start), part.end) for part in parts if part.end > window.start
-                ]
-        again = _again(store, window, parts, recheck, repair)
-        plans.append(Plan(instrument, window, tuple(parts), tuple(again)))
-    return plans
+    instruments = source.describe_all(symbols)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="plan") as pool:
+        missing = pool.map(lambda window: _missing(store, source, window), windows)
+        return [
+            Plan(instrument, wanted, tuple(parts), tuple(_again(store, wanted, parts, recheck, repair)))
+            for instrument, (wanted, parts) in zip(instruments, missing, strict=True)
+        ]
+
+
+def _missing(store: Store, source: Source, window: Window) -> tuple[Window, list[Window]]:
+    """The window from the symbol's first candle on, and the parts of it that nobody has approved."""
+    parts = ledger.missing(store, window)
+    if not parts or parts[0].start > window.start:
+        return window, parts
+    # the market may have opened later than asked for: that is no gap
+    first = source.listed(window.symbol, window.timeframe)
+    if first is None:
+        return window, parts
+    ledger.set_listed(store, window.symbol, window.timeframe, first)
+    window = ledger.since_listed(store, window)
+    return window, [part.within(max(part.start, window.start), part.end) for part in parts if part.end > window.start]
 
 
 def _again(store: Store, window: Window, missing: Sequence[Window], recheck: int, repair: bool) -> list[Window]:
@@ -196,14 +203,18 @@ def ingest_windows(
     failures: list[Failure] = []
     collected: list[Collected] = []
 
-    def attempt(wanted: Wanted) -> Collected | Failure:
-        try:
-            return collect_checked(store, sources, wanted, compare, price_tolerance)
-        except TradeflowsError as error:
-            return Failure(wanted.window, error)
+    def attempt(run: Sequence[Wanted]) -> list[Collected | Failure]:
+        rows = rows_of(sources[0], run)
+        found: list[Collected | Failure] = []
+        for wanted in run:
+            try:
+                found.append(collect_checked(store, sources, wanted, compare, price_tolerance, rows))
+            except TradeflowsError as error:
+                found.append(Failure(wanted.window, error))
+        return found
 
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="collect") as pool:
-        for done in pool.map(attempt, todo):
+        for done in chain.from_iterable(pool.map(attempt, runs(todo))):
             if isinstance(done, Failure):
                 failures.append(done)
             else:

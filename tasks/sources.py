@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 import pandas as pd
 from httpx import Timeout
+from msgspec.structs import astuple
 
 from tasks.http import Guard, client
 from tasks.retry import REQUEST
 from tasks.settings import Settings
 from tasks.settings import variable as variable_of
+from trading.candles import COLUMNS
 from trading.errors import BadWindow, ConfigurationError, MalformedResponse
 from trading.masks import RAW_COLUMNS
 from trading.window import EPOCH, Timeframe, Window
@@ -57,6 +59,9 @@ class Source(Protocol):
 
     def describe(self, symbol: str) -> Instrument:
         """What the symbol is. Raises UnknownSymbol where the source does not trade it."""
+
+    def describe_all(self, symbols: Sequence[str]) -> list[Instrument]:
+        """``describe`` of each, in their order; with fewer requests where the source can."""
 
     def fetch(self, window: Window) -> pd.DataFrame:
         """The rows of a window exactly as the source gave them, less any that is not over yet.
@@ -127,18 +132,17 @@ def address_of(settings: Settings, kind: str) -> tuple[str, str | None]:
 
 def raw_frame(rows: Any) -> pd.DataFrame:
     """Rows of (open time in ms, open, high, low, close, volume) as a raw frame."""
-    values = np.array(rows, dtype="float64").reshape(-1, len(RAW_COLUMNS))
-    frame = pd.DataFrame(values, columns=list(RAW_COLUMNS))
+    values = np.asarray(rows, dtype="float64").reshape(-1, len(RAW_COLUMNS))
     # milliseconds fit a float64 exactly until the year 287,000
-    frame["open_time"] = frame["open_time"].astype("int64")
-    return frame
+    columns = {name: values[:, at] for at, name in enumerate(COLUMNS, 1)}
+    return pd.DataFrame({"open_time": values[:, 0].astype("int64"), **columns}, copy=False)
 
 
 # what a datetime can hold; a time of ours in microseconds is beyond it, and said to be so
 Milliseconds = Annotated[int, msgspec.Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 
 
-class Row(msgspec.Struct, array_like=True):
+class Row(msgspec.Struct, array_like=True, gc=False):
     """A candle as exchanges send it: open time in ms, then five numbers or their text; what follows is left alone."""
 
     open_time: Milliseconds
@@ -154,10 +158,8 @@ ROWS: Final = msgspec.json.Decoder(list[Row], strict=False)
 
 def numbers(rows: Sequence[Row]) -> np.ndarray:
     """Rows as numbers: float64, shape (n, 6)."""
-    cells = ((row.open_time, row.open, row.high, row.low, row.close, row.volume) for row in rows)
-    return np.fromiter(chain.from_iterable(cells), "float64", len(RAW_COLUMNS) * len(rows)).reshape(
-        -1, len(RAW_COLUMNS)
-    )
+    cells = chain.from_iterable(map(astuple, rows))
+    return np.fromiter(cells, "float64", len(RAW_COLUMNS) * len(rows)).reshape(-1, len(RAW_COLUMNS))
 
 
 def checked_mode(mode: object, symbol: str) -> str:

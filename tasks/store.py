@@ -168,16 +168,20 @@ def write_candles(
     _claim_mode(store, window, data_mode)
     added = changed = 0
     held: list[pd.DataFrame] = []
+    whole = None
     for part in split_by_period(window):
         rows = between(candles, part)
         if len(rows):
-            merged = _write_chunk(store, part, rows, data_mode, revision)
+            merged, written = _write_chunk(store, part, rows, data_mode, revision)
             added, changed = added + len(merged.added), changed + len(merged.changed)
             held.append(between(merged.candles, part))
+            whole = written if len(held[-1]) == len(merged.candles) else None
         else:
             held.append(read_candles(store, part))
     now = pd.concat(held) if len(held) > 1 else held[0]
-    return WriteReport(added, changed, len(candles) - added - changed, len(now) - len(candles), digest(now))
+    # a window that is all of its chunk has the chunk's digest
+    found = whole if whole and len(held) == 1 else digest(now)
+    return WriteReport(added, changed, len(candles) - added - changed, len(now) - len(candles), found)
 
 
 def read_candles(store: Store, window: Window) -> pd.DataFrame:
@@ -257,16 +261,17 @@ def _claim_mode(store: Store, window: Window, data_mode: str) -> None:
 
 def _write_chunk(
     store: Store, part: Window, rows: pd.DataFrame, data_mode: str, revision: Revision | None
-) -> chunks.Merged:
+) -> tuple[chunks.Merged, str | None]:
+    """The chunk as it is now, and its digest where it was written."""
     key = series_key(part.symbol, part.timeframe.value)
     for _ in range(CONFLICT_ATTEMPTS):
         stored = store.documents.get(CHUNKS, chunk_id(key, part))
         merged = merge(chunks.frame(stored), rows)
         if not merged.touched:
-            return merged
+            return merged, None
         chunk = chunks.document(key, part, merged, stored, data_mode, revision)
         if store.documents.compare_and_set(CHUNKS, chunk, stored["rev"] if stored else 0):
-            return merged
+            return merged, str(chunk["digest"])
     raise RevisionConflict(
         f"chunk {chunk_id(key, part)} was changed by others {CONFLICT_ATTEMPTS} times in a row; try again"
     )

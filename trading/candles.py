@@ -24,6 +24,8 @@ from trading.window import Timeframe, Window
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 INDEX_NAME: Final = "open_time"
 INDEX_DTYPE: Final = "datetime64[ms, UTC]"
+# pandas needs longer to make this index than a thousand candles to be checked
+_LABELS: Final = pd.Index(COLUMNS)
 
 
 def frame_of(open_time_ms: object, values: object) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def frame_of(open_time_ms: object, values: object) -> pd.DataFrame:
         np.asarray(open_time_ms, dtype="int64").astype("datetime64[ms]"), name=INDEX_NAME
     ).tz_localize("UTC")
     data = np.asfortranarray(np.asarray(values, dtype="float64").reshape(len(index), len(COLUMNS)))
-    return pd.DataFrame(data, index=index, columns=list(COLUMNS), copy=False)
+    return pd.DataFrame(data, index=index, columns=_LABELS.view(), copy=False)
 
 
 def empty() -> pd.DataFrame:
@@ -50,7 +52,16 @@ def empty() -> pd.DataFrame:
 
 def open_times_ms(candles: pd.DataFrame) -> np.ndarray:
     """The index as int64 milliseconds since the epoch, shape (n,)."""
-    return np.asarray(pd.DatetimeIndex(candles.index).as_unit("ms").asi8)
+    index = candles.index
+    if not isinstance(index, pd.DatetimeIndex) or index.unit != "ms":
+        index = pd.DatetimeIndex(index).as_unit("ms")
+    return np.asarray(index.asi8)
+
+
+def values_of(candles: pd.DataFrame) -> np.ndarray:
+    """The five columns in their order as float64, shape (n, 5); not a copy where the frame allows."""
+    ours = candles if candles.columns.equals(_LABELS) else candles[list(COLUMNS)]
+    return ours.to_numpy(dtype="float64")
 
 
 def check(candles: pd.DataFrame) -> pd.DataFrame:
@@ -64,21 +75,21 @@ def check(candles: pd.DataFrame) -> pd.DataFrame:
         raise CandleContractError(f"candles lack the columns {missing}; needed are {list(COLUMNS)}")
     if str(candles.index.dtype) != INDEX_DTYPE:
         raise CandleContractError(f"candle index is {candles.index.dtype}; it must be {INDEX_DTYPE} (bar open, UTC)")
-    wrong = {name: str(candles[name].dtype) for name in COLUMNS if candles[name].dtype != np.float64}
+    kinds = dict(candles.dtypes)
+    wrong = {name: str(kinds[name]) for name in COLUMNS if kinds[name] != np.float64}
     if wrong:
         raise CandleContractError(f"candle columns must be float64, and these are not: {wrong}")
     stamps = open_times_ms(candles)
     if len(stamps) > 1 and not (np.diff(stamps) > 0).all():
         at = candles.index[int(np.argmax(np.diff(stamps) <= 0)) + 1]
         raise CandleContractError(f"candles must be unique and increasing in time; the bar at {at} is not")
-    values = candles[list(COLUMNS)].to_numpy()
-    broken = ~np.isfinite(values).all(axis=1)
+    values = values_of(candles)
     open_, high, low, close, volume = values.T
-    with np.errstate(invalid="ignore"):
-        broken |= (values[:, :4] <= 0).any(axis=1) | (volume < 0)
-        broken |= (high < np.maximum(open_, close)) | (low > np.minimum(open_, close))
-    if broken.any():
-        at = int(np.argmax(broken))
+    # not a number compares as false with everything
+    sound = (low > 0) & (high < np.inf) & (volume >= 0) & (volume < np.inf)
+    sound &= (high >= np.maximum(open_, close)) & (low <= np.minimum(open_, close))
+    if not sound.all():
+        at = int(np.argmin(sound))
         raise CandleContractError(
             f"the candle at {candles.index[at]} is impossible: "
             f"{dict(zip(COLUMNS, values[at].tolist(), strict=True))}; screen candles before you use them"
@@ -93,16 +104,17 @@ def digest(candles: pd.DataFrame) -> str:
     rows in the order they stand; the empty frame has a digest too.
     """
     hashed = hashlib.sha256(b"tradeflows candles 1\0")
-    hashed.update(open_times_ms(candles).astype("<i8").tobytes())
-    values = candles[list(COLUMNS)].to_numpy(dtype="<f8") + 0.0
-    hashed.update(np.ascontiguousarray(values).tobytes())
+    hashed.update(np.ascontiguousarray(open_times_ms(candles), dtype="<i8").data)
+    rows = np.empty((len(candles), len(COLUMNS)), dtype="<f8")
+    np.add(values_of(candles), 0.0, out=rows)
+    hashed.update(rows.data)
     return hashed.hexdigest()
 
 
 def between(candles: pd.DataFrame, window: Window) -> pd.DataFrame:
     """The rows of ``candles`` whose open time lies in ``window``."""
-    index = pd.DatetimeIndex(candles.index)
-    first, last = index.searchsorted([pd.Timestamp(window.start), pd.Timestamp(window.end)])
+    bounds = [int(bound.timestamp() * 1000) for bound in (window.start, window.end)]
+    first, last = np.searchsorted(open_times_ms(candles), bounds)
     return candles.iloc[first:last]
 
 
@@ -134,5 +146,5 @@ def resample(
     bucket = open_times_ms(traded) // step * step
     grouped = traded.groupby(bucket)
     rows = grouped.agg({"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"})
-    coarse = frame_of(rows.index.to_numpy(), rows[list(COLUMNS)].to_numpy())
+    coarse = frame_of(rows.index.to_numpy(), values_of(rows))
     return coarse[open_times_ms(coarse) + step <= reached]

@@ -26,6 +26,12 @@ RAW_COLUMNS: Final = ("open_time", *COLUMNS)
 _USUAL_BARS: Final = 50  # what a jump is measured against
 
 
+# the raw columns without rows: pandas takes longer to make it than a thousand rows take to be checked
+_NONE_BAD: Final = pd.DataFrame(
+    {"open_time": np.empty(0, "int64"), **dict.fromkeys(COLUMNS, np.empty(0)), "reasons": np.empty(0, object)}
+)
+
+
 class Reason(StrEnum):
     """Why a row was put aside."""
 
@@ -108,12 +114,13 @@ def screen(
         stale_run: that many equal flat bars without volume in a row are flagged.
     """
     stamps = raw["open_time"].to_numpy(dtype="int64")
-    values = raw[list(COLUMNS)].to_numpy(dtype="float64")
+    # shape (5, n): each column's numbers stand together
+    values = np.stack([raw[name].to_numpy(dtype="float64") for name in COLUMNS])
     expected = expected_opens(window, calendar)
     at = np.searchsorted(expected, stamps)
     listed = at < len(expected)
     listed[listed] = expected[at[listed]] == stamps[listed]
-    masks = _row_masks(stamps, values) | _time_masks(stamps, window, listed)
+    masks = _row_masks(values) | _time_masks(stamps, window, listed)
     unusable = np.logical_or.reduce(list(masks.values()))
     masks |= _copy_masks(stamps, values, unusable)
     bad = unusable | masks[Reason.DUPLICATE] | masks[Reason.CONFLICTING]
@@ -123,18 +130,18 @@ def screen(
     kept = np.flatnonzero(~bad)
     if late.any():
         kept = kept[np.argsort(stamps[kept], kind="stable")]
-    good = frame_of(stamps[kept], values[kept])
+    candles = values[:, kept]
     # a good row is on the grid, in the session and inside the window, so its bar is among the expected ones
     absent = np.ones(len(expected), dtype=bool)
     absent[at[kept]] = False
 
     flags = {
         Flag.OUT_OF_ORDER.value: int((late & ~bad).sum()),
-        Flag.STALE.value: int(_stale(good, stale_run).sum()),
-        Flag.JUMP.value: int(_jumps(good, jump_factor).sum()),
+        Flag.STALE.value: int(_stale(candles, stale_run).sum()),
+        Flag.JUMP.value: int(_jumps(candles, jump_factor).sum()),
     }
     return Screening(
-        good=good,
+        good=frame_of(stamps[kept], candles.T),
         bad=_rejected(raw, masks, bad),
         missing=expected[absent],
         expected=len(expected),
@@ -143,24 +150,27 @@ def screen(
 
 
 def _rejected(raw: pd.DataFrame, masks: dict[Reason, np.ndarray], bad: np.ndarray) -> pd.DataFrame:
+    if not bad.any():
+        return _NONE_BAD.copy()
     rejected = raw.loc[bad, list(RAW_COLUMNS)].reset_index(drop=True)
-    table = {reason: mask[bad] for reason, mask in masks.items()} if len(rejected) else {}
+    table = {reason: mask[bad] for reason, mask in masks.items()}
     rejected["reasons"] = pd.Series(
         [[reason.value for reason, mask in table.items() if mask[row]] for row in range(len(rejected))], dtype=object
     )
     return rejected
 
 
-def _row_masks(stamps: np.ndarray, values: np.ndarray) -> dict[Reason, np.ndarray]:
-    open_, high, low, close, volume = values.T if len(stamps) else np.empty((5, 0))
+def _row_masks(values: np.ndarray) -> dict[Reason, np.ndarray]:
+    open_, high, low, close, volume = values
     with np.errstate(invalid="ignore"):
-        finite = np.isfinite(values).all(axis=1)
+        null, infinite = np.isnan(values).any(axis=0), np.isinf(values).any(axis=0)
+        beyond = (high < np.maximum(open_, close)) | (low > np.minimum(open_, close))
         return {
-            Reason.NULL: np.isnan(values).any(axis=1),
-            Reason.INFINITE: np.isinf(values).any(axis=1),
-            Reason.NON_POSITIVE: (values[:, :4] <= 0).any(axis=1),
+            Reason.NULL: null,
+            Reason.INFINITE: infinite,
+            Reason.NON_POSITIVE: (values[:4] <= 0).any(axis=0),
             Reason.NEGATIVE_VOLUME: volume < 0,
-            Reason.INCONSISTENT: finite & ((high < np.maximum(open_, close)) | (low > np.minimum(open_, close))),
+            Reason.INCONSISTENT: beyond & ~(null | infinite),
             Reason.UNTRADED_MOVE: (volume == 0) & (high > low),
         }
 
@@ -187,28 +197,29 @@ def _copy_masks(stamps: np.ndarray, values: np.ndarray, unusable: np.ndarray) ->
     if same_time.any():
         groups = np.cumsum(np.r_[True, ~same_time]) - 1
         firsts = rows[np.r_[True, ~same_time]]
-        differs = (values[rows] != values[firsts][groups]).any(axis=1)
+        differs = (values[:, rows] != values[:, firsts][:, groups]).any(axis=0)
         in_conflict = np.isin(groups, groups[differs])
         conflicting[rows] = in_conflict
         duplicate[rows] = np.r_[False, same_time] & ~in_conflict
     return {Reason.DUPLICATE: duplicate, Reason.CONFLICTING: conflicting}
 
 
-def _stale(good: pd.DataFrame, run: int) -> np.ndarray:
-    close = good["close"].to_numpy()
-    if len(close) < run:
+def _stale(candles: np.ndarray, run: int) -> np.ndarray:
+    _, high, low, close, volume = candles
+    quiet = (volume == 0) & (high == low)
+    if np.count_nonzero(quiet) < run:
         return np.zeros(len(close), dtype=bool)
-    quiet = (good["volume"].to_numpy() == 0) & (good["high"].to_numpy() == good["low"].to_numpy())
     starts = np.r_[True, (close[1:] != close[:-1]) | ~quiet[1:] | ~quiet[:-1]]
     group = np.cumsum(starts) - 1
     return np.asarray(quiet & (np.bincount(group)[group] >= run))
 
 
-def _jumps(good: pd.DataFrame, factor: float) -> np.ndarray:
+def _jumps(candles: np.ndarray, factor: float) -> np.ndarray:
     """Moves above ``factor`` times the median range of the ``_USUAL_BARS`` bars before, of which there must be 20."""
-    jumped = np.zeros(len(good), dtype=bool)
-    move = np.abs(np.diff(np.log(good["close"].to_numpy()), prepend=np.nan))
-    ranges = np.log(good["high"].to_numpy() / good["low"].to_numpy())
+    _, high, low, close, _ = candles
+    jumped = np.zeros(len(close), dtype=bool)
+    move = np.abs(np.diff(np.log(close), prepend=np.nan))
+    ranges = np.log(high / low)
     rows = np.flatnonzero(move > factor * max(1e-4, ranges.min(initial=np.inf)))
     rows = rows[rows >= 20]
     if not len(rows):

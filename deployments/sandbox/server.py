@@ -71,10 +71,13 @@ async def _time(request: Request) -> Response:
 
 
 async def _information(request: Request) -> Response:
-    state = state_of(request)
-    wanted = request.query_params.get("symbol")
-    listed = {symbol: market for (symbol, _), market in state.markets.items() if wanted in {None, symbol}}
-    if wanted is not None and not listed:
+    state, asked = state_of(request), request.query_params
+    try:
+        wanted = {asked["symbol"]} if "symbol" in asked else set(orjson.loads(asked.get("symbols", "[]")))
+    except (ValueError, TypeError):
+        return _refusal(-1100, "Illegal characters found in parameter 'symbols'.")
+    listed = {symbol: market for (symbol, _), market in state.markets.items() if not wanted or symbol in wanted}
+    if wanted - listed.keys():
         return _refusal(-1121, "Invalid symbol.")
     symbols = [
         {

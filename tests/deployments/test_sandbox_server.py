@@ -123,8 +123,12 @@ def test_time_and_exchange_information(sandbox: Any, ask: Any) -> None:
     assert modes["NASDAQ"] == ("sample", "XNYS")
     only = ask("/api/v3/exchangeInfo", symbol="SOLSIM").json()["symbols"]
     assert only == [item for item in everything["symbols"] if item["symbol"] == "SOLSIM"]
-    unknown = ask("/api/v3/exchangeInfo", symbol="NOSUCH")
-    assert (unknown.status_code, unknown.json()["code"]) == (400, -1121)
+    some = ask("/api/v3/exchangeInfo", symbols='["SP500","BTCSIM"]').json()["symbols"]
+    assert some == [item for item in everything["symbols"] if item["symbol"] in {"SP500", "BTCSIM"}]
+    for wrong in ({"symbol": "NOSUCH"}, {"symbols": '["BTCSIM","NOSUCH"]'}):
+        unknown = ask("/api/v3/exchangeInfo", **wrong)
+        assert (unknown.status_code, unknown.json()["code"]) == (400, -1121)
+    assert ask("/api/v3/exchangeInfo", symbols="BTCSIM").json()["code"] == -1100
 
 
 def test_the_ticker_is_of_the_last_day(sandbox: Any, ask: Any) -> None:

@@ -280,7 +280,8 @@ def test_each_request_weighs_what_the_exchange_says(sandbox: Any) -> None:
         source.listed("BTCSIM", H1)
         with pytest.raises(UnknownSymbol):
             source.describe("NOSUCH")  # asks for all of them, too
-    assert weights == [1, 2, 2, 20, 2, 20, 20]
+        source.describe_all(["BTCSIM", "SP500", "ETHSIM", "SP500"])
+    assert weights == [1, 2, 2, 20, 2, 20, 20, 20]
     assert sum(weights) == sandbox.state.used_weight
     assert set(WEIGHTS) == {"/api/v3/klines", "/api/v3/exchangeInfo", "/api/v3/time"}
 
@@ -292,6 +293,32 @@ def test_generated_and_shipped_markets_say_what_they_are(sandbox: Any) -> None:
     with exchange(sandbox.url) as source:
         assert source.describe("BTCSIM") == Instrument("BTCSIM", "24/7", "simulated", "exchange 127.0.0.1", "USDT")
         assert source.describe("SP500") == Instrument("SP500", "XNYS", "sample", "exchange 127.0.0.1", "USD")
+
+
+def test_all_are_described_by_one_request(sandbox: Any) -> None:
+    symbols = ["SP500", "BTCSIM", "SP500", "ETHSIM"]
+    with exchange(sandbox.url) as source:
+        together = source.describe_all(symbols)
+        assert source.describe_all([]) == []
+    with exchange(sandbox.url) as source:
+        assert together == [source.describe(symbol) for symbol in symbols]
+
+
+def test_the_unknown_one_of_many_is_named(sandbox: Any) -> None:
+    with exchange(sandbox.url) as source, pytest.raises(UnknownSymbol, match="'ETHSIN'; did you mean ETHSIM"):
+        source.describe_all(["BTCSIM", "ETHSIN", "SOLSIM"])
+
+
+@pytest.mark.parametrize(
+    "refusal", ['{"code": -1101, "msg": "Too many parameters"}', '{"code": -1121, "msg": "Invalid symbol."}']
+)
+def test_an_exchange_that_knows_no_lists_is_asked_for_each(stub: Any, http_reply: Any, refusal: str) -> None:
+    both = {"symbols": [{"symbol": "ETHUSDT"}, {"symbol": "BTCUSDT"}]}
+    replies = [http_reply(json.dumps({"symbols": [one]})) for one in both["symbols"]]
+    if "-1121" in refusal:
+        replies.insert(0, http_reply(json.dumps(both)))
+    with exchange(stub([http_reply(refusal, 400), *replies]).url) as source:
+        assert [one.symbol for one in source.describe_all(["ETHUSDT", "BTCUSDT"])] == ["ETHUSDT", "BTCUSDT"]
 
 
 def test_an_exchange_that_does_not_say_is_live(stub: Any, http_reply: Any) -> None:
