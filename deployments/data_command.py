@@ -14,6 +14,7 @@ from rich.console import Console
 from deployments import show
 from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from tasks.settings import Settings
+from trading.candles import empty
 from trading.errors import InvalidRequest
 from trading.window import Timeframe, Window
 
@@ -166,9 +167,13 @@ def quarantine_show(name: RowId, home: HomeFolder = None, traceback: Traceback =
         row = rows_aside.show(store, name)
         symbol, bar = row["series"].rsplit("|", 1)
         timeframe = Timeframe(bar)
-        near = timeframe.floor(row["open_time"])
-        around = Window(symbol, timeframe, near - 3 * timeframe.delta, near + 4 * timeframe.delta)
-        show.aside_row(Console(), row, read_candles(store, around))
+        try:
+            near = timeframe.floor(row["open_time"])
+            around = Window(symbol, timeframe, near - 3 * timeframe.delta, near + 4 * timeframe.delta)
+            stored = read_candles(store, around)
+        except OverflowError:  # the row's time is nonsense, at an end of what a date can be
+            stored = empty()
+        show.aside_row(Console(), row, stored)
 
 
 @quarantine.command("release")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from rich import box
@@ -223,7 +223,7 @@ def series(console: Console, found: Sequence[Any], settings: Settings, now: date
             one.timeframe,
             mode(one.data_mode),
             f"{one.first:%Y-%m-%d}" if one.first else "-",
-            f"{one.last:%Y-%m-%d %H:%M}" if one.last else "-",
+            _lately(one.last, now) if one.last else "-",
             f"{one.rows:,}",
             f"{one.gaps:,}",
             _freshness(one.bars_behind(now)),
@@ -234,6 +234,11 @@ def series(console: Console, found: Sequence[Any], settings: Settings, now: date
     columns = ("symbol", "bar", "data", "first", "last (UTC)", "rows", "gaps", "behind", "held")
     where_stored = "MongoDB" if settings.mongodb_url else str(settings.home)
     console.print(table(f"Candles in {where_stored}", columns, rows, right=columns[5:]))
+
+
+def _lately(moment: datetime, now: datetime) -> str:
+    """A time of this year, or the date of an older one: what fits beside eight other columns."""
+    return f"{moment:%m-%d %H:%M}" if now - moment < timedelta(days=300) else f"{moment:%Y-%m-%d}"
 
 
 def _freshness(bars: int | None) -> str:
@@ -264,7 +269,7 @@ def aside(console: Console, title: str, rows: Sequence[Any]) -> None:
     numbers = ("open", "high", "low", "close", "volume")
     body = [
         [
-            row["_id"],
+            row["_id"][:12],
             f"{row['open_time']:%Y-%m-%d %H:%M}",
             ", ".join(row["reasons"]),
             *(_plain(row[name]) for name in numbers),
