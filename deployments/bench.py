@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from deployments import bench_data, show
+from deployments import bench_data, bench_features, bench_models, show
 from deployments.bench_figures import Figure, best, market
 
 
@@ -91,6 +91,8 @@ def main() -> None:
             *bench_data.backfills(folder),
             *bench_data.validation(),
             *bench_data.reading(folder),
+            *bench_features.features_figures(),
+            *bench_models.models_figures(),
             backtests(),
             indicators(),
         ]

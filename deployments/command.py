@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from deployments import data_command, show
+from deployments import data_command, models_command, show
 from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from flows.parameters import SourceName
 from trading.window import Timeframe
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.add_typer(data_command.data, name="data")
 app.add_typer(data_command.quarantine, name="quarantine")
+app.add_typer(models_command.models, name="models")
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
@@ -179,6 +180,32 @@ def cycle(
         group = Group(symbols=symbols, timeframe=bar, days=days, horizon=horizon)
         done = show.watched(lambda: flow([group], source, utc(end)))
         show.cycled(Console(), done, settings)
+
+
+@app.command()
+def monitor(
+    symbols: SymbolList,
+    timeframe: TimeframeText = "1h",
+    days: DaysNumber = 30,
+    start: StartTime = None,
+    end: EndTime = None,
+    refresh: RefreshText = None,
+    home: HomeFolder = None,
+    traceback: Traceback = False,
+) -> None:
+    """Whether the market and the champion are still as they were in training."""
+    with told(traceback):
+        bar = Timeframe.parse(timeframe)
+        prepared(home)
+        from flows.monitor import monitor as flow
+
+        found = show.watched(lambda: flow(symbols, bar, days, utc(start), utc(end), refresh))
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"{found.model} version {found.version or 'none'}: [bold]{found.state}[/]")
+        for reason in found.reasons:
+            console.print(f"  {reason}", markup=False)
+        if found.retrain:
+            console.print("  It must be trained again: `tradeflows train`; deployed, the event has started it.")
 
 
 @app.command()

@@ -54,6 +54,10 @@ def watched(work: Callable[[], T]) -> T:
             raise InvalidRequest("; ".join(line.strip(" -") for line in str(error).splitlines()[1:])) from error
 
 
+# baselines that always say the same: a log loss of theirs says nothing
+ONE_SIDED: Final = ("neutral", "hold")
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
     """A table with the named columns aligned to the right, narrow enough for 80 columns of text."""
     made = Table(
@@ -99,17 +103,18 @@ def ingested(console: Console, results: Sequence[Any]) -> None:
 
 def trained(console: Console, results: Sequence[Any]) -> None:
     """Scores against the baseline, and what became of the version."""
-    columns = ("estimator", "log loss", "skill", "AUC", "hit rate", "net / signal", "signals")
+    columns = ("estimator", "log loss", "skill", "hit rate", "return", "Sharpe", "drawdown", "trades")
     for result in results:
         rows = [
             [
                 f"[bold]{row['estimator']}[/]" if row["estimator"] == result.winner else row["estimator"],
-                f"{row['log_loss']:.4f}",
-                f"{row['skill']:+.2%}",
-                _number(row.get("auc"), ".3f"),
+                "-" if row["estimator"] in ONE_SIDED else f"{row['log_loss']:.4f}",
+                "-" if row["estimator"] in ONE_SIDED else f"{row['skill']:+.2%}",
                 _number(row.get("hit_rate"), ".1%"),
-                _number(row.get("net_return"), "+.3%"),
-                _number(row.get("signals"), ",.0f"),
+                _number(row.get("total_return"), "+.1%"),
+                _number(row.get("sharpe"), ".2f"),
+                _number(row.get("max_drawdown"), ".1%"),
+                _number(row.get("trades"), ",.0f"),
             ]
             for row in result.scores
         ]
@@ -128,6 +133,8 @@ def trained(console: Console, results: Sequence[Any]) -> None:
         )
         for reason in result.decision:
             console.print(f"  gate: {reason}", style="dim", soft_wrap=True, highlight=False)
+        for reason in result.luck:
+            console.print(f"  luck: {reason}", style="dim", soft_wrap=True, highlight=False)
         console.print()
 
 
@@ -135,7 +142,7 @@ def _folds(result: Any) -> Table:
     by_fold: dict[int, dict[str, float]] = {}
     for row in result.folds:
         by_fold.setdefault(row["fold"], {})[row["estimator"]] = row["log_loss"]
-    names = [row["estimator"] for row in result.scores]
+    names = [row["estimator"] for row in result.scores if row["estimator"] not in ONE_SIDED]
     rows = [[str(fold), *(f"{losses[name]:.4f}" for name in names)] for fold, losses in sorted(by_fold.items())]
     return table("Log loss by fold", ("fold", *names), rows, right=names)
 

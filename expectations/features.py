@@ -54,7 +54,7 @@ def require(verdict: Verdict) -> None:
         raise ExpectationFailed(
             f"the feature matrix breaks {len(verdict.critical)} critical expectations: "
             f"{'; '.join(map(str, verdict.critical))}; nothing was trained; "
-            "correct the feature, or the bounds it declares, in ml/features.py"
+            "correct the feature, or the bounds it declares, in ml/feature_*.py"
         )
 
 

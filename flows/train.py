@@ -9,19 +9,24 @@ from flows.parameters import (
     BuyThreshold,
     Days,
     End,
+    EstimatorNames,
     FeeRate,
     Folds,
     Horizon,
+    LabelKind,
     Refresh,
     Seed,
     SellThreshold,
     SlippageRate,
     Start,
     Symbols,
+    TuneMinutes,
+    TuneTrials,
 )
 from tasks import reports
+from tasks.learning import TrainingRequest
 from tasks.periods import run_moment, span
-from tasks.training import Trained, TrainingRequest, select_task, train_task
+from tasks.training import Trained, select_task, train_task
 from trading.window import Timeframe
 
 
@@ -40,6 +45,10 @@ def train(
     slippage_rate: SlippageRate = 0.0005,
     buy_threshold: BuyThreshold = 0.005,
     sell_threshold: SellThreshold = -0.005,
+    label: LabelKind = "forward",
+    tune_trials: TuneTrials = 0,
+    tune_minutes: TuneMinutes = 10,
+    estimators: EstimatorNames = (),
 ) -> Trained:
     """Train one model for a set of symbols and register the winner of the walk-forward.
 
@@ -60,13 +69,20 @@ def train(
         slippage_rate: Slippage per side as a share of the price.
         buy_threshold: Forward return above which the label is Long, as a fraction.
         sell_threshold: Forward return below which the label is Short, as a fraction.
+        label: What is foreseen: the forward return, or which barrier is touched first (triple_barrier).
+        tune_trials: Parameter sets to try for LightGBM before the walk-forward, on earlier rows. 0: none.
+        tune_minutes: No further trial begins after so many minutes.
+        estimators: Which to try beside the baselines. Empty: all.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
     if refresh is not None:
         bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
     dataset = select_task(symbols, timeframe, first, last, moment)
-    request = TrainingRequest(horizon, folds, seed, fee_rate, slippage_rate, buy_threshold, sell_threshold)
+    request = TrainingRequest(
+        horizon, folds, seed, fee_rate, slippage_rate, buy_threshold, sell_threshold,
+        label=label, tune_trials=tune_trials, tune_seconds=60.0 * tune_minutes, estimators=tuple(estimators),
+    )  # fmt: skip
     trained = train_task(dataset, request, moment)
     _publish(trained)
     return trained
@@ -82,12 +98,17 @@ def _publish(trained: Trained) -> None:
         reports.markdown_table([_rounded(row) for row in trained.scores]),
         f"## Gate: {verdict}",
         *(f"- {reason}" for reason in trained.decision),
+        *(["## Skill or luck", *(f"- {reason}" for reason in trained.luck)] if trained.luck else []),
         *(["## Feature matrix", *(f"- {finding}" for finding in trained.findings)] if trained.findings else []),
         "## Folds",
-        reports.markdown_table([_rounded(row) for row in trained.folds]),
+        reports.markdown_table([_rounded(_flat(row)) for row in trained.folds]),
     ]
     key = f"train-{trained.model}".lower().replace("_", "-").replace(".", "-")
     reports.markdown(key, "\n\n".join(text), f"{trained.winner} version {trained.version}, {verdict}")
+
+
+def _flat(row: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in row.items() if not isinstance(value, list)}
 
 
 def _rounded(row: dict[str, object]) -> dict[str, object]:

@@ -1,24 +1,27 @@
 """The model artifact: a directory that holds all a prediction depends on, and a manifest over it.
 
     manifest.json    sha256 and size of every other file; features, label, signal rule, timeframe,
-                     schema of the input, digests of data and code, a probe, free metadata
+                     schema of the input, digests of data, code and lock file, a probe, free metadata
     estimator.json   numbers of the estimator; booster.txt beside it for trees
 
 Nothing in it is code or pickle. ``load`` reads each file once, compares it with the manifest, and only
-then lets anybody parse those very bytes. The caller holds the manifest's own sha256 (signed, elsewhere).
+then lets anybody parse those very bytes. The caller holds the manifest's own sha256, which is what
+gets signed (``tasks.signing``): no key comes here.
 
 The probe is a fixed candle series with the probabilities that the model gave for it when it was saved:
 if today's code computes other ones, features or estimator are not what the model was trained with.
-
-MLflow: ``loader_module="ml.artifact"`` with the directory as ``data_path``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +34,15 @@ from ml.labels import LabelDefinition
 from ml.model import Model
 from ml.signals import SignalRule
 from trading import candles as candle_frames
-from trading.errors import CandleContractError, InvalidRequest, ModelRejected
+from trading.calendars import ALWAYS_OPEN
+from trading.errors import InvalidRequest, ModelRejected
 from trading.window import Timeframe
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MANIFEST: Final = "manifest.json"
+LOCK: Final = "requirements.lock"
 PROBE_TOLERANCE: Final = 1e-6
+_CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,14 @@ class SavedModel:
 
     manifest: Mapping[str, Any]
     sha256: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A manifest and the bytes of the files it lists: the right ones, and nobody has parsed them yet."""
+
+    manifest: Mapping[str, Any]
+    files: Mapping[str, bytes]
 
 
 def save(
@@ -56,12 +70,17 @@ def save(
     rule: SignalRule,
     timeframe: Timeframe,
     dataset_digest: str,
+    calendar: str | None = ALWAYS_OPEN,
+    gaps_tolerated: int = 0,
     metadata: Mapping[str, Any] | None = None,
 ) -> SavedModel:
     """Write the artifact into ``directory``, which is made, or is there and empty.
 
     Args:
         dataset_digest: names the candles it was trained on (``TrainingTable.digest``).
+        calendar: when its markets trade (see ``trading.calendars``); None where its symbols have several,
+            so that whoever asks for a prediction must say which.
+        gaps_tolerated: bars that may be missing among those a prediction needs.
         metadata: JSON values to travel along: data_mode, symbols, training window, seed, run.
 
     Raises:
@@ -72,6 +91,8 @@ def save(
         raise InvalidRequest(f"{directory} is not empty; save each model into a directory of its own")
     files = fitted.to_files()
     model = Model(fitted, feature_set, label, rule, timeframe, manifest={})
+    if gaps_tolerated < 0:
+        raise InvalidRequest(f"gaps_tolerated is {gaps_tolerated}; it is a number of bars, at least 0")
     manifest = {
         "schema": SCHEMA,
         "estimator": fitted.name,
@@ -86,9 +107,13 @@ def save(
             "dtype": "float64",
             "timeframe": str(timeframe),
             "rows_needed": feature_set.rows_needed,
+            "calendar": calendar,
+            "gaps_tolerated": gaps_tolerated,
         },
         "dataset_digest": dataset_digest,
         "code_digest": code_digest(),
+        "code_version": code_version(),
+        "lock_digest": lock_digest(),
         "probe": model.probabilities(_probe(feature_set.rows_needed, timeframe))[-1].tolist(),
         "metadata": dict(metadata or {}),
     }
@@ -114,23 +139,19 @@ def load(directory: Path, expected_manifest_sha256: str | None = None) -> Model:
         ModelRejected: says which file is missing, surplus or changed, or which definition this code
             does not compute as the model's training did.
     """
-    text = _read(directory, MANIFEST)
-    if expected_manifest_sha256 is not None and _sha256(text) != expected_manifest_sha256:
-        raise ModelRejected(
-            f"{MANIFEST} has sha256 {_sha256(text)} and {expected_manifest_sha256} was registered; "
-            "do not use this model, fall back to the previous version"
-        )
-    manifest = _manifest(text)
-    files = _verified(directory, manifest["files"])
+    found = verified(directory, expected_manifest_sha256)
+    manifest = found.manifest
     try:
         feature_set = FeatureSet.from_definition(manifest["features"]["definition"])
         model = Model(
-            estimator(manifest["estimator"]).from_files(files),
+            estimator(manifest["estimator"]).from_files(found.files),
             feature_set,
             LabelDefinition.from_definition(manifest["label"]["definition"]),
             SignalRule.from_definition(manifest["signal_rule"]["definition"]),
             Timeframe.parse(manifest["input"]["timeframe"]),
             manifest,
+            calendar=manifest["input"]["calendar"],
+            gaps_tolerated=int(manifest["input"]["gaps_tolerated"]),
         )
         probe = np.array(manifest["probe"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
@@ -140,83 +161,54 @@ def load(directory: Path, expected_manifest_sha256: str | None = None) -> Model:
             f"{MANIFEST} has {manifest['features'].get('version')} and this code computes {feature_set.version} "
             "from the same parameters; train again"
         )
-    found = model.probabilities(_probe(feature_set.rows_needed, model.timeframe))[-1]
-    if probe.shape != found.shape or not np.allclose(found, probe, rtol=0, atol=PROBE_TOLERANCE):
+    computed = model.probabilities(_probe(feature_set.rows_needed, model.timeframe))[-1]
+    if probe.shape != computed.shape or not np.allclose(computed, probe, rtol=0, atol=PROBE_TOLERANCE):
         raise ModelRejected(
-            f"the probe gives {found.tolist()} and gave {probe.tolist()} when the model was saved: "
+            f"the probe gives {computed.tolist()} and gave {probe.tolist()} when the model was saved: "
             "features or estimator changed since; train again"
         )
     return model
 
 
+def verified(directory: Path, expected_manifest_sha256: str | None = None) -> Verified:
+    """The manifest and the files of the model in ``directory``, compared and not parsed.
+
+    Args:
+        expected_manifest_sha256: as for ``load``.
+
+    Raises:
+        ModelRejected: says which file is missing, surplus, linked or changed.
+    """
+    text = _read(directory, MANIFEST)
+    if expected_manifest_sha256 is not None and not _equal(_sha256(text), expected_manifest_sha256):
+        raise ModelRejected(
+            f"{MANIFEST} has sha256 {_sha256(text)} and {expected_manifest_sha256} was registered; "
+            "do not use this model, fall back to the previous version"
+        )
+    manifest = _manifest(text)
+    return Verified(manifest, _files(directory, manifest["files"]))
+
+
 def code_digest() -> str:
     """sha256 over the Python sources of ``ml`` and ``trading``, by path: the version of the arithmetic."""
-    root = Path(__file__).resolve().parents[1]
     hashed = hashlib.sha256(b"tradeflows code 1\0")
-    for path in sorted(path for folder in ("ml", "trading") for path in (root / folder).rglob("*.py")):
-        hashed.update(f"{path.relative_to(root).as_posix()}\0{_sha256(path.read_bytes())}\0".encode())
+    for path in sorted(path for folder in ("ml", "trading") for path in (_CHECKOUT / folder).rglob("*.py")):
+        hashed.update(f"{path.relative_to(_CHECKOUT).as_posix()}\0{_sha256(path.read_bytes())}\0".encode())
     return hashed.hexdigest()
 
 
-@dataclass(frozen=True)
-class PyfuncModel:
-    """What MLflow calls: candles in, one row with the analysis of the last candle out."""
-
-    model: Model
-
-    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The prediction for the last of the candles.
-
-        Args:
-            model_input: raw candles; ``open_time`` is the index or a column, as times with a zone, text
-                with a zone, or milliseconds since the epoch.
-            params: none are known.
-
-        Returns:
-            One row: open_time (ISO 8601), signal, confidence, p_short, p_neutral, p_long, reasons (text).
-
-        Raises:
-            InvalidRequest: params were given.
-            CandleContractError, InsufficientHistory: as ``Model.predict``.
-        """
-        if params:
-            raise InvalidRequest(f"this model takes no parameters, and got {sorted(params)}")
-        prediction = self.model.predict(_candles_of(model_input))
-        row = {
-            "open_time": prediction.open_time.isoformat(),
-            "signal": prediction.signal.value,
-            "confidence": prediction.confidence,
-            "p_short": prediction.p_short,
-            "p_neutral": prediction.p_neutral,
-            "p_long": prediction.p_long,
-            "reasons": "; ".join(prediction.reasons),
-        }
-        return pd.DataFrame([row])
-
-
-def _load_pyfunc(path: str) -> PyfuncModel:
-    """MLflow's entry; whoever holds the manifest's sha256 verifies it before asking MLflow to load."""
-    return PyfuncModel(load(Path(path)))
-
-
-def _candles_of(frame: pd.DataFrame) -> pd.DataFrame:
-    missing = [name for name in candle_frames.COLUMNS if name not in frame.columns]
-    if missing:
-        raise CandleContractError(f"candles lack the columns {missing}; needed are {list(candle_frames.COLUMNS)}")
-    times: Any = frame[candle_frames.INDEX_NAME] if candle_frames.INDEX_NAME in frame.columns else frame.index
-    numeric = pd.api.types.is_numeric_dtype(times.dtype)
-    if numeric and candle_frames.INDEX_NAME not in frame.columns:
-        raise CandleContractError("candles have no open_time: give it as a column or as the index of times")
+def code_version() -> str | None:
+    """The version of the installed package; None where it runs from sources that nobody installed."""
     try:
-        index = pd.DatetimeIndex(pd.to_datetime(times, unit="ms", utc=True) if numeric else pd.to_datetime(times))
-        values = frame[list(candle_frames.COLUMNS)].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise CandleContractError(f"candles cannot be read: {error}") from error
-    if index.tz is None:
-        raise CandleContractError("open_time has no time zone; give it in UTC, or as milliseconds since the epoch")
-    if index.hasnans:
-        raise CandleContractError("open_time is missing in some rows; every candle needs one")
-    return candle_frames.frame_of(index.tz_convert("UTC").as_unit("ms").asi8, values)
+        return version("tradeflows")
+    except PackageNotFoundError:
+        return None
+
+
+def lock_digest() -> str | None:
+    """sha256 of ``requirements.lock``, that is, of every package's version and hash; None where there is none."""
+    path = _CHECKOUT / LOCK
+    return _sha256(path.read_bytes()) if path.is_file() else None
 
 
 def _probe(rows: int, timeframe: Timeframe) -> pd.DataFrame:
@@ -242,7 +234,7 @@ def _manifest(text: bytes) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _verified(directory: Path, listed: Mapping[str, Any]) -> dict[str, bytes]:
+def _files(directory: Path, listed: Mapping[str, Any]) -> dict[str, bytes]:
     surplus = {path.name for path in directory.iterdir()} - set(listed) - {MANIFEST}
     if surplus:
         raise ModelRejected(f"{sorted(surplus)} in the model's directory are not in its manifest; fetch it again")
@@ -251,7 +243,7 @@ def _verified(directory: Path, listed: Mapping[str, Any]) -> dict[str, bytes]:
         if Path(name).name != name or not isinstance(wanted, dict):
             raise ModelRejected(f"the manifest lists {name!r}, which is no plain file name with sha256 and size")
         data = _read(directory, name)
-        if len(data) != wanted.get("size") or _sha256(data) != wanted.get("sha256"):
+        if len(data) != wanted.get("size") or not _equal(_sha256(data), str(wanted.get("sha256"))):
             raise ModelRejected(
                 f"{name} has {len(data)} bytes with sha256 {_sha256(data)}; the manifest says "
                 f"{wanted.get('size')} and {wanted.get('sha256')}: it was changed, fall back to the previous version"
@@ -261,14 +253,25 @@ def _verified(directory: Path, listed: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _read(directory: Path, name: str) -> bytes:
-    path = directory / name
-    if path.is_symlink() or not path.is_file():
-        raise ModelRejected(f"{name} is missing from the model in {directory}, or is not a file; fetch it again")
-    return path.read_bytes()
+    missing = f"{name} is missing from the model in {directory}, or is not a file; fetch it again"
+    try:
+        # a link could point to other bytes after they were compared; a pipe would keep us waiting
+        opened = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ModelRejected(f"{missing} ({error.strerror})") from error
+    with os.fdopen(opened, "rb") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise ModelRejected(missing)
+        return file.read()
 
 
 def _defined(what: FeatureSet | LabelDefinition | SignalRule) -> dict[str, Any]:
     return {"definition": what.definition()}
+
+
+def _equal(found: str, wanted: str) -> bool:
+    """Whether two digests are equal, in a time that does not tell how far they are."""
+    return hmac.compare_digest(found.encode(), wanted.encode())
 
 
 def _sha256(data: bytes) -> str:

@@ -5,69 +5,114 @@ symbols. The value at bar i uses bars up to and including i, that is, what is kn
 
 Each feature declares its ``look_back``: how many bars before bar i its value may depend on. The
 recursive indicators (EMA, RSI, ATR, ADX, MACD) never forget entirely; their look-back is the number
-of bars after which what came before weighs less than ``FORGOTTEN``, and earlier rows are NaN. A model
-that is given ``FeatureSet.rows_needed`` candles therefore computes the same row as in training, up to
-1e-9 (all features are of order one).
+of bars after which what came before hardly weighs anything (``feature_columns.FORGOTTEN``), and earlier
+rows are NaN. A model that is given ``FeatureSet.rows_needed`` candles therefore computes the same row as
+in training, up to 1e-9 (all features are of order one).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
+from ml import feature_coarse, feature_columns, feature_market
+from ml.feature_columns import Bars, Feature
 from trading import candles as candle_frames
 from trading.errors import InvalidRequest
 
 # Raise it whenever the arithmetic of a feature changes: models made with another revision are refused.
-REVISION: Final = 1
-FORGOTTEN: Final = 1e-9
-# features are of order one: what has no bound of its own and is above this is not a number to learn from
-BEYOND: Final = 1e6
-_FLAT: Final = 1e-12
+REVISION: Final = 2
+
+# the least value of each whole number, for parameters that are one and for those that are any number of them
+_SINGLE: Final[Mapping[str, int]] = {
+    "rsi": 2, "williams_r": 2, "roc": 1, "cci": 2, "adx": 2, "bollinger": 2, "atr": 2, "volatility": 2, "obv": 1,
+    "vwap": 1, "volume": 2, "volume_roc": 1, "volume_price_trend": 1, "levels": 2, "coarse_period": 2,
+}  # fmt: skip
+_MANY: Final[Mapping[str, int]] = {"returns": 1, "lags": 1, "ema": 2, "sma": 2, "coarse": 2, "coarse_returns": 1}
+_FIXED: Final[Mapping[str, tuple[int, ...]]] = {"stochastic": (2, 1), "macd": (2, 2, 1), "short_over_long": (2, 2)}
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Which features, with which periods (all in bars).
+    """Which features, with which periods (all in bars); 0 or () leaves a family out.
+
+    Args:
+        returns, lags: spans of returns; how many bars ago the one-bar returns were.
+        stochastic: bars of the range, bars of the average.
+        williams_r: with the period of the stochastic it would be %K again, less one; hence twice that.
+        macd: fast, slow, signal.
+        short_over_long: short and long span of the ratios of volatility and of range.
+        volume: of the mean that the volume is compared with.
+        levels: how many earlier bars make support and resistance.
+        doji: largest body as a share of the range. hammer: least shadow in bodies.
+        calendar: any of hour, weekday, month.
+        coarse: how many bars make a coarser one, for each coarser timeframe; with ``coarse_returns`` and
+            ``coarse_period`` in coarser bars.
 
     Raises:
-        InvalidRequest: a period is not a whole number of at least 2 (1 for returns), or MACD's fast
-            period is not below its slow one.
+        InvalidRequest: a period is not a whole number or too small, one is given twice, MACD's fast period is
+            not below its slow one (nor the short span below the long one), or nothing at all is wanted.
     """
 
     returns: tuple[int, ...] = (1, 5, 10)
+    lags: tuple[int, ...] = (1, 2, 3, 5, 10)
     rsi: int = 14
-    macd: tuple[int, int, int] = (12, 26, 9)
-    atr: int = 14
+    stochastic: tuple[int, ...] = (14, 3)
+    williams_r: int = 28
+    roc: int = 12
+    cci: int = 20
+    macd: tuple[int, ...] = (12, 26, 9)
+    ema: tuple[int, ...] = (9, 21, 50)
+    sma: tuple[int, ...] = (20, 50)
     adx: int = 14
     bollinger: int = 20
-    ema: tuple[int, ...] = (9, 21, 50)
-    volume: int = 20
+    atr: int = 14
     volatility: int = 20
-    calendar: bool = True
+    short_over_long: tuple[int, ...] = (5, 50)
+    obv: int = 20
+    vwap: int = 20
+    volume: int = 20
+    volume_roc: int = 10
+    volume_price_trend: int = 20
+    levels: int = 20
+    doji: float = 0.1
+    hammer: float = 2.0
+    calendar: tuple[str, ...] = ("hour", "weekday", "month")
+    coarse: tuple[int, ...] = (4,)
+    coarse_returns: tuple[int, ...] = (1, 5)
+    coarse_period: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("returns", "macd", "ema"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        least = {"returns": 1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "calendar":
-                continue
-            for period in value if isinstance(value, tuple) else (value,):
-                if not isinstance(period, int) or period < least.get(field.name, 2):
-                    raise InvalidRequest(
-                        f"feature period {field.name}={value!r} must be whole bars, at least {least.get(field.name, 2)}"
-                    )
-        if len(self.macd) != 3 or self.macd[0] >= self.macd[1]:
-            raise InvalidRequest(f"macd={self.macd!r} must be (fast, slow, signal) with fast < slow")
+        for name in (*_MANY, *_FIXED, "calendar"):
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        for name in ("doji", "hammer"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name, least in _SINGLE.items():
+            _require_whole(name, getattr(self, name), least, off=name != "coarse_period")
+        for name, least in _MANY.items():
+            for period in getattr(self, name):
+                _require_whole(name, period, least)
+        for name, leasts in _FIXED.items():
+            given = getattr(self, name)
+            if given and len(given) != len(leasts):
+                raise InvalidRequest(f"feature periods {name}={given!r} must be {len(leasts)} numbers, or none")
+            for period, least in zip(given, leasts, strict=False):
+                _require_whole(name, period, least)
+        for name in ("macd", "short_over_long"):
+            given = getattr(self, name)
+            if given and given[0] >= given[1]:
+                raise InvalidRequest(f"feature periods {name}={given!r}: the first must be below the second")
+        if not set(self.calendar) <= set(feature_market.CYCLES):
+            raise InvalidRequest(f"calendar={self.calendar!r} may name {', '.join(feature_market.CYCLES)} only")
+        if not declared(self):
+            raise InvalidRequest("every feature is switched off; a model needs at least one")
 
     @property
     def version(self) -> str:
@@ -105,215 +150,83 @@ class FeatureSet:
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class Feature:
-    """One column: its name, how many earlier bars it may depend on, and how to compute it.
-
-    ``lowest`` and ``highest`` are what its arithmetic can give at all (rounding aside), whatever the
-    candles; ``expectations.features`` holds every matrix to them.
-    """
-
-    name: str
-    look_back: int
-    compute: Callable[[_Bars], np.ndarray]
-    lowest: float = -BEYOND
-    highest: float = BEYOND
+def _listed(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, int | float | str) for each in value):
+        raise InvalidRequest(f"feature parameter {name}={value!r} must be a list of plain values; () leaves it out")
+    if name not in _FIXED and len(set(value)) != len(value):
+        raise InvalidRequest(f"feature parameter {name}={value!r} names something twice")
+    return tuple(value)
 
 
-@dataclass(frozen=True)
-class _Bars:
-    """Columns of a candle frame as float64 arrays of shape (n,), and open times in milliseconds."""
-
-    open_ms: np.ndarray
-    high: np.ndarray
-    low: np.ndarray
-    close: np.ndarray
-    volume: np.ndarray
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise InvalidRequest(f"feature parameter {name}={value!r} must be a number of at least 0; 0 leaves it out")
+    return float(value)
 
 
-def features(candles: pd.DataFrame, feature_set: FeatureSet) -> pd.DataFrame:
+def _require_whole(name: str, value: object, least: int, *, off: bool = False) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or (value < least and not (off and value == 0)):  # type: ignore[operator]
+        allowed = f"at least {least}" + (", or 0 to leave it out" if off else "")
+        raise InvalidRequest(f"feature period {name}={value!r} must be whole bars, {allowed}")
+
+
+def features(candles: pd.DataFrame, feature_set: FeatureSet, step_ms: int | None = None) -> pd.DataFrame:
     """Features of every bar: float64, shape (n, len(feature_set.names)), index of ``candles``.
 
     A column is NaN for its first ``look_back`` rows and finite from there on. ``candles`` keep the
     contract of ``trading.candles``, which is checked where data enters and not again here.
+
+    Args:
+        step_ms: how long a bar lasts, in milliseconds; None takes the smallest distance of two open times,
+            which is the same unless no two bars follow each other without a gap.
     """
     stamps = candle_frames.open_times_ms(candles)
-    columns = (np.ascontiguousarray(candles[name], dtype=np.float64) for name in ("high", "low", "close", "volume"))
-    bars = _Bars(stamps, *columns)
-    table = np.full((len(candles), len(feature_set.names)), np.nan)
-    for at, feature in enumerate(declared(feature_set)):
+    if step_ms is None:
+        step_ms = int(np.diff(stamps).min()) if len(stamps) > 1 else 1
+    columns = (np.ascontiguousarray(candles[name], dtype=np.float64) for name in candle_frames.COLUMNS)
+    bars = Bars(stamps, step_ms, *columns)
+    wanted = declared(feature_set)
+    # column by column, as it is written
+    table = np.empty((len(wanted), len(candles)))
+    for column, feature in zip(table, wanted, strict=True):
+        column[: feature.look_back] = np.nan
         if len(candles) > feature.look_back:
-            table[feature.look_back :, at] = feature.compute(bars)[feature.look_back :]
-    return pd.DataFrame(table, index=candles.index, columns=list(feature_set.names))
+            column[feature.look_back :] = feature.compute(bars)[feature.look_back :]
+    return pd.DataFrame(table.T, index=candles.index, columns=list(feature_set.names), copy=False)
 
 
+@lru_cache(maxsize=64)
 def declared(feature_set: FeatureSet) -> tuple[Feature, ...]:
     """The features of the set with their look-backs, in the order of the columns."""
-    chosen = feature_set
-    fast, slow, smooth = chosen.macd
-    listed = [Feature(f"return_{bars}", bars, _log_return(bars)) for bars in chosen.returns]
-    # none of n values lies further from their mean than sqrt(n - 1) population deviations
-    widest = math.sqrt(chosen.bollinger)
-    listed += [
-        Feature("rsi", _wilder_memory(chosen.rsi), _rsi(chosen.rsi), 0, 1),
-        Feature("macd_histogram", _ema_memory(slow) + _ema_memory(smooth), _macd_histogram(fast, slow, smooth)),
-        Feature("atr", _wilder_memory(chosen.atr), _atr(chosen.atr), 0),
-        # ADX smooths a smoothed series, so the start is forgotten later than once
-        Feature("adx", _wilder_memory(chosen.adx) * 3 // 2, _adx(chosen.adx), 0, 1),
-        Feature(
-            "bollinger_position",
-            chosen.bollinger - 1,
-            _bollinger_position(chosen.bollinger),
-            -widest / 2,
-            widest / 2,
-        ),
-        Feature("bollinger_width", chosen.bollinger - 1, _bollinger_width(chosen.bollinger), 0, 4 * widest),
+    chosen, price, market = feature_set, feature_columns, feature_market
+    families: list[tuple[Any, Callable[[Any], list[Feature]]]] = [
+        (chosen.returns, price.returns),
+        (chosen.lags, price.lagged_returns),
+        (chosen.rsi, price.rsi),
+        (chosen.stochastic, price.stochastic),
+        (chosen.williams_r, price.williams_r),
+        (chosen.roc, price.roc),
+        (chosen.cci, price.cci),
+        (chosen.macd, price.macd),
+        (chosen.ema, price.ema),
+        (chosen.sma, price.sma),
+        (chosen.adx, price.adx),
+        (chosen.bollinger, price.bollinger),
+        (chosen.atr, price.atr),
+        (chosen.volatility, price.volatility),
+        (chosen.short_over_long, price.short_over_long),
+        (chosen.obv, market.obv),
+        (chosen.vwap, market.vwap),
+        (chosen.volume, market.volume_ratio),
+        (chosen.volume_roc, market.volume_roc),
+        (chosen.volume_price_trend, market.volume_price_trend),
+        (chosen.levels, market.levels),
+        (chosen.doji, market.doji),
+        (chosen.hammer, market.hammer),
+        (chosen.calendar, market.calendar),
     ]
-    # the close is itself 2 / (period + 1) of the EMA
-    listed += [
-        Feature(f"ema_{period}", _ema_memory(period), _ema_ratio(period), -1, (period - 1) / 2) for period in chosen.ema
-    ]
-    listed += [
-        Feature("volume_ratio", chosen.volume - 1, _volume_ratio(chosen.volume), 0, math.log1p(chosen.volume)),
-        Feature("volatility", chosen.volatility, _volatility(chosen.volatility), 0),
-    ]
-    if chosen.calendar:
-        for name, period_ms, shift_ms in (("hour", _DAY_MS, 0), ("weekday", 7 * _DAY_MS, 3 * _DAY_MS)):
-            listed.append(Feature(f"{name}_sin", 0, _cycle(period_ms, shift_ms, np.sin), -1, 1))
-            listed.append(Feature(f"{name}_cos", 0, _cycle(period_ms, shift_ms, np.cos), -1, 1))
+    listed = [feature for parameter, family in families if parameter for feature in family(parameter)]
+    for factor in chosen.coarse:
+        listed += feature_coarse.coarse(factor, chosen.coarse_returns, chosen.coarse_period)
     return tuple(listed)
-
-
-_DAY_MS: Final = 86_400_000
-
-
-def _ema_memory(period: int) -> int:
-    """Bars until an EMA with smoothing 2 / (period + 1), seeded with a mean of ``period`` bars, forgot its seed."""
-    return period + math.ceil(math.log(FORGOTTEN) / math.log(1 - 2 / (period + 1)))
-
-
-def _wilder_memory(period: int) -> int:
-    """The same for Wilder's smoothing 1 / period; one bar more, for the first difference."""
-    return period + 1 + math.ceil(math.log(FORGOTTEN) / math.log(1 - 1 / period))
-
-
-def _log_return(bars: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        return _log_returns(candles.close, bars)
-
-    return compute
-
-
-def _rsi(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        import talib
-
-        # Where the price long stood still RSI is a quotient of two forgotten numbers: no side has strength.
-        value = np.asarray(talib.RSI(candles.close, period)) / 100
-        moved = np.nan_to_num(_log_returns(candles.close, 1)) != 0
-        still = np.convolve(moved, np.ones(5 * period))[: len(moved)] == 0
-        return np.where(still, 0.5, value)
-
-    return compute
-
-
-def _macd_histogram(fast: int, slow: int, smooth: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        import talib
-
-        # in percent of the price, so that it is of order one like the rest
-        return np.asarray(100 * talib.MACD(candles.close, fast, slow, smooth)[2] / candles.close)
-
-    return compute
-
-
-def _atr(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        import talib
-
-        return np.asarray(talib.ATR(candles.high, candles.low, candles.close, period) / candles.close)
-
-    return compute
-
-
-def _adx(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        import talib
-
-        return np.asarray(talib.ADX(candles.high, candles.low, candles.close, period)) / 100
-
-    return compute
-
-
-def _ema_ratio(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        import talib
-
-        return np.asarray(candles.close / talib.EMA(candles.close, period) - 1)
-
-    return compute
-
-
-def _bollinger_position(period: int) -> Callable[[_Bars], np.ndarray]:
-    """Distance from the middle band in half band widths of two standard deviations; 0 where the price is flat."""
-
-    def compute(candles: _Bars) -> np.ndarray:
-        mean, deviation = _rolling(candles.close, period)
-        flat = deviation <= _FLAT * mean
-        return np.where(flat, 0.0, (candles.close - mean) / np.where(flat, 1.0, 2 * deviation))
-
-    return compute
-
-
-def _bollinger_width(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        mean, deviation = _rolling(candles.close, period)
-        return np.asarray(4 * deviation / mean)
-
-    return compute
-
-
-def _volume_ratio(period: int) -> Callable[[_Bars], np.ndarray]:
-    """Volume over its mean, as log(1 + ratio); a ratio of one where nothing at all was traded."""
-
-    def compute(candles: _Bars) -> np.ndarray:
-        mean, _ = _rolling(candles.volume, period)
-        silent = mean == 0
-        return np.asarray(np.log1p(np.where(silent, 1.0, candles.volume / np.where(silent, 1.0, mean))))
-
-    return compute
-
-
-def _volatility(period: int) -> Callable[[_Bars], np.ndarray]:
-    def compute(candles: _Bars) -> np.ndarray:
-        return _rolling(_log_returns(candles.close, 1), period)[1]
-
-    return compute
-
-
-def _cycle(period_ms: int, shift_ms: int, wave: Callable[[np.ndarray], np.ndarray]) -> Callable[[_Bars], np.ndarray]:
-    """Position in a cycle that starts at the epoch plus the shift (1970-01-01 was a Thursday: +3 days is a Sunday)."""
-
-    def compute(candles: _Bars) -> np.ndarray:
-        return wave(2 * np.pi * ((candles.open_ms - shift_ms) % period_ms) / period_ms)
-
-    return compute
-
-
-def _log_returns(close: np.ndarray, bars: int) -> np.ndarray:
-    result = np.full(len(close), np.nan)
-    result[bars:] = np.log(close[bars:] / close[:-bars])
-    return result
-
-
-def _rolling(values: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of the last ``period`` values, NaN before.
-
-    Each window is summed afresh: running sums would carry rounding errors of bars long gone.
-    """
-    mean, deviation = np.full((2, len(values)), np.nan)
-    if len(values) >= period:
-        windows = np.lib.stride_tricks.sliding_window_view(values, period)
-        mean[period - 1 :] = windows.mean(axis=1)
-        deviation[period - 1 :] = windows.std(axis=1)
-    return mean, deviation

@@ -2,48 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 
 from ml.evaluation import Scores, reliability
 
 _INK: Final = "#1f2937"
 _GRID: Final = "#e5e7eb"
-_COLOURS: Final = ("#94a3b8", "#2563eb", "#059669", "#d97706", "#7c3aed")
-_SIDES: Final = (("Short", 0, -1, "#dc2626"), ("Neutral", 1, 0, "#94a3b8"), ("Long", 2, 1, "#059669"))
+_COLOURS: Final = ("#94a3b8", "#2563eb", "#059669", "#d97706", "#7c3aed", "#db2777", "#0891b2", "#84cc16", "#92400e")
+_RED: Final = "#dc2626"
+_SIDES: Final = (("Short", 0, -1, _RED), ("Neutral", 1, 0, "#94a3b8"), ("Long", 2, 1, "#059669"))
 
 
 def fold_losses(scores: Sequence[Scores], title: str, path: Path, data_mode: str) -> Path:
     """Write a PNG of the log loss by fold and estimator; every entry of ``scores`` is over the same folds."""
-    figure = _figure(title, data_mode, width=8)
+    figure = _figure(title, data_mode, width=10)
     _fold_bars(figure.subplots(), scores)
     return _write(figure, path)
 
 
-def evaluation_picture(
-    scores: Sequence[Scores], probabilities: np.ndarray, classes: np.ndarray, title: str, path: Path, data_mode: str
-) -> Path:
-    """The same with the reliability of one estimator's probabilities at its right.
+def reliability_curve(probabilities: np.ndarray, classes: np.ndarray, title: str, path: Path, data_mode: str) -> Path:
+    """Write a PNG of how often each class came where it was said with a probability, and how often that was said.
 
     Args:
         probabilities: out of sample, of -1, 0, +1: (n, 3); ``classes``: the true ones (n,).
     """
-    figure = _figure(title, data_mode, width=12)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _fold_bars(left, scores)
-    _reliability_curves(right, probabilities, classes)
+    figure = _figure(title, data_mode, width=7, height=6.2)
+    curves, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    top = 0.1
+    for name, column, side, colour in _SIDES:
+        points = reliability(probabilities[:, column], classes == side)
+        error = np.sqrt(points[:, 1] * (1 - points[:, 1]) / points[:, 2])
+        curves.errorbar(points[:, 0], points[:, 1], error, fmt="o-", color=colour, linewidth=1.6, markersize=4,
+                        elinewidth=0.9, label=name)  # fmt: skip
+        top = max(top, float(points[:, :2].max() + error.max()))
+    top = min(1.0, 1.05 * max(top, float(np.quantile(probabilities, 0.999))))
+    edges = np.linspace(0, top, 51)
+    for _, column, _, colour in _SIDES:
+        counts.hist(probabilities[:, column], edges, histtype="step", color=colour, linewidth=1.2)
+    curves.plot([0, top], [0, top], "--", color=_INK, linewidth=0.8, label="as often as said")
+    curves.set_xlim(0, top)
+    curves.set_ylim(0, top)
+    note = f"{len(classes):,} rows out of sample in ten bins of equal count, bars: one standard error"
+    _style(curves, note, "", "frequency seen")
+    _style(counts, "", "probability said", "rows", legend=False)
     return _write(figure, path)
 
 
-def _figure(title: str, data_mode: str, width: float) -> Any:
+def importance_chart(
+    permutation: pd.DataFrame, gain: Mapping[str, float] | None, title: str, path: Path, data_mode: str, most: int = 20
+) -> Path:
+    """Write a PNG of the features that matter most: by permutation out of sample, beside their gain in training.
+
+    Args:
+        permutation: of ``ml.importance.permutation_importance``.
+        gain: by feature, in any unit; None for an estimator without splits.
+        most: features to draw; the title says how many are left out.
+    """
+    shown = permutation.head(most).iloc[::-1]
+    figure = _figure(title, data_mode, width=11 if gain is not None else 8, height=1.9 + 0.24 * len(shown))
+    axes = figure.subplots(1, 2 if gain is not None else 1, sharey=True, squeeze=False)[0]
+    places = np.arange(len(shown))
+    axes[0].barh(places, 1000 * shown["importance"], 0.7, xerr=1000 * shown["deviation"], color=_COLOURS[1],
+                 error_kw={"elinewidth": 0.9, "ecolor": _INK})  # fmt: skip
+    axes[0].axvline(0, color=_INK, linewidth=0.8)
+    axes[0].set_yticks(places, shown.index)
+    kept = f"{len(shown)} of {len(permutation)} features"
+    _style(axes[0], f"Shuffled out of sample ({kept}, bars: one deviation)",
+           "rise of the log loss, thousandths", "", legend=False, along="x")  # fmt: skip
+    if gain is not None:
+        whole = sum(gain.values()) or 1.0
+        axes[1].barh(places, [100 * gain.get(name, 0.0) / whole for name in shown.index], 0.7, color=_COLOURS[3])
+        _style(axes[1], "Gain of the splits in training", "share of all gain, %", "", legend=False, along="x")
+    return _write(figure, path)
+
+
+def fold_equity(
+    returns: Mapping[str, pd.Series],
+    pooled: pd.Series,
+    title: str,
+    path: Path,
+    data_mode: str,
+    *,
+    fold_starts: Sequence[int] = (),
+    pooled_name: str = "pooled",
+) -> Path:
+    """Write a PNG of equity: a thin line per entry of ``returns``, a thick one and its drawdown for ``pooled``.
+
+    Args:
+        returns: simple net returns per bar by name (estimator, symbol or fold), index UTC; each line
+            starts at 100 where its returns start.
+        pooled: the same of the whole (``ml.economics.Economics.returns``).
+        fold_starts: ms UTC, drawn as vertical lines.
+        pooled_name: what the thick line is called.
+    """
+    figure = _figure(title, data_mode, width=11, height=6.4)
+    curves, falls = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for at, (name, each) in enumerate(returns.items()):
+        times, growth = _growth(each)
+        curves.plot(times, 100 * growth, color=_COLOURS[1:][at % (len(_COLOURS) - 1)], linewidth=1.0,
+                    alpha=0.85, linestyle=("-", "--", ":")[at // (len(_COLOURS) - 1) % 3],
+                    label=f"{name}  {growth[-1] - 1:+.1%}")  # fmt: skip
+    times, growth = _growth(pooled)
+    curves.plot(times, 100 * growth, color=_INK, linewidth=2.2, label=f"{pooled_name}  {growth[-1] - 1:+.1%}")
+    depth = 100 * (growth / np.maximum.accumulate(growth) - 1)
+    falls.fill_between(times, depth, 0, color=_RED, alpha=0.35, linewidth=0)
+    curves.axhline(100, color=_INK, linewidth=0.7, linestyle=":")
+    for axis in (curves, falls):
+        for start in fold_starts:
+            axis.axvline(np.datetime64(start, "ms"), color=_COLOURS[0], linewidth=0.8, linestyle="--")
+        axis.margins(x=0.01)
+    _dates(falls)
+    note = " (dashed: a fold begins)" if len(fold_starts) else ""
+    _style(curves, f"Equity out of sample, after costs{note}", "", "% of the start")
+    _beside(curves)
+    _style(falls, f"Drawdown of the thick line, at worst {depth.min():.1f} %", "", "%", legend=False)
+    falls.set_ylim(min(1.1 * float(depth.min()), -1.0), 0)
+    return _write(figure, path)
+
+
+def drift_chart(
+    shifts: Mapping[str, float], title: str, path: Path, data_mode: str, *, watch: float = 0.1, act: float = 0.25,
+    most: int = 25,
+) -> Path:  # fmt: skip
+    """Write a PNG of the features whose distribution moved most.
+
+    Args:
+        shifts: population stability index by feature, 0 or more.
+        watch, act: where a shift is moderate, and where it is large; the usual 0.1 and 0.25.
+        most: features to draw; the title says how many are left out.
+    """
+    shown = sorted(shifts.items(), key=lambda item: (-item[1], item[0]))[:most][::-1]
+    figure = _figure(title, data_mode, width=8, height=1.9 + 0.24 * len(shown))
+    axes = figure.subplots()
+    colours = [_RED if value >= act else _COLOURS[3] if value >= watch else _COLOURS[0] for _, value in shown]
+    axes.barh(range(len(shown)), [value for _, value in shown], 0.7, color=colours)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+    for limit, said in ((watch, "watch"), (act, "act")):
+        axes.axvline(limit, color=_INK, linewidth=0.9, linestyle="--", label=f"{said} from {limit:g}",
+                     alpha=0.5 if said == "watch" else 1.0)  # fmt: skip
+    axes.set_xlim(0, 1.08 * max([act, *(value for _, value in shown)]))
+    moved = sum(value >= act for value in shifts.values())
+    _style(axes, f"{moved} of {len(shifts)} features moved much ({len(shown)} shown)",
+           "population stability index against training", "", along="x")  # fmt: skip
+    _beside(axes)
+    return _write(figure, path)
+
+
+def _figure(title: str, data_mode: str, width: float, height: float = 4.8) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, 4.8), dpi=120, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{title} ({data_mode} data)", color=_INK, fontsize=13, fontweight="bold")
     return figure
@@ -57,42 +172,54 @@ def _write(figure: Any, path: Path) -> Path:
 
 def _fold_bars(axes: Any, scores: Sequence[Scores]) -> None:
     folds = scores[0].folds
-    width = 0.8 / len(scores)
-    for at, score in enumerate(scores):
-        places = np.arange(len(folds)) + (at - (len(scores) - 1) / 2) * width
+    # a constant that is sure of itself costs several times as much, and would press all others flat
+    drawn = [score for score in scores if score.log_loss <= 1.5 * min(each.log_loss for each in scores)]
+    width = 0.8 / len(drawn)
+    for at, score in enumerate(drawn):
+        places = np.arange(len(folds)) + (at - (len(drawn) - 1) / 2) * width
         losses = [fold.log_loss for fold in score.folds]
         axes.bar(places, losses, 0.92 * width, color=_COLOURS[at % len(_COLOURS)],
                  label=f"{score.estimator} (mean {score.log_loss:.4f})")  # fmt: skip
-    every = [fold.log_loss for score in scores for fold in score.folds]
+    for score in scores:
+        if score not in drawn:
+            axes.plot([], [], " ", label=f"{score.estimator} (mean {score.log_loss:.1f}, off the axis)")
+    every = [fold.log_loss for score in drawn for fold in score.folds]
     room = max(max(every) - min(every), 0.01)
-    axes.set_ylim(max(min(every) - room, 0), max(every) + 0.8 * room)
+    axes.set_ylim(max(min(every) - room, 0), max(every) + 0.2 * room)
     axes.set_xticks(range(len(folds)), [f"{_day(fold.test_start)}\nto {_day(fold.test_end)}" for fold in folds])
-    _style(axes, "Out-of-sample log loss by fold (lower is better, axis cut)", "", "log loss")
+    _style(axes, "Out-of-sample log loss by fold (lower is better, axis cut)", "", "log loss", legend=False)
+    _beside(axes)
 
 
-def _reliability_curves(axes: Any, probabilities: np.ndarray, classes: np.ndarray) -> None:
-    top = 0.1
-    for name, column, side, colour in _SIDES:
-        points = reliability(probabilities[:, column], classes == side)
-        axes.plot(points[:, 0], points[:, 1], "o-", color=colour, linewidth=1.6, markersize=4, label=name)
-        top = max(top, float(points[:, :2].max()))
-    top = min(1.0, 1.1 * top)
-    axes.plot([0, top], [0, top], "--", color=_INK, linewidth=0.8, label="as often as said")
-    axes.set_xlim(0, top)
-    axes.set_ylim(0, top)
-    _style(axes, "Reliability", "probability said", "frequency seen")
-
-
-def _style(axes: Any, title: str, across: str, up: str) -> None:
+def _style(axes: Any, title: str, across: str, up: str, *, legend: bool = True, along: str = "y") -> None:
     axes.set_title(title, color=_INK, fontsize=10, loc="left")
     axes.set_xlabel(across, color=_INK, fontsize=9)
     axes.set_ylabel(up, color=_INK, fontsize=9)
     axes.tick_params(colors=_INK, labelsize=8, length=0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis=along, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if legend:
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _beside(axes: Any) -> None:
+    """The legend at the right of the axes, where no line runs through it."""
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _growth(returns: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    times = pd.DatetimeIndex(returns.index).tz_localize(None).to_numpy()
+    return times, np.cumprod(1 + returns.to_numpy(dtype=np.float64))
+
+
+def _dates(axes: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator()
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
 def _day(stamp_ms: int) -> str:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from ml.estimators import ESTIMATORS, Fitted, estimator
+from ml.estimators import ESTIMATORS, Fitted, Sample, estimator
 from ml.evaluation import FoldScore, Scores, score_fold
 from ml.features import FeatureSet, features
 from ml.labels import LabelDefinition, labels
 from ml.signals import SignalRule, default_rule, signals
 from ml.splits import Fold
+from ml.weights import uniqueness
 from trading import candles as candle_frames
 from trading.errors import InsufficientHistory, InvalidRequest
 
 MINIMUM_ROWS: Final = 500
+# every estimator with its default parameters
+DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType({name: MappingProxyType({}) for name in ESTIMATORS})
 
 Progress = Callable[[int, int, FoldScore], None]
 
@@ -29,9 +33,10 @@ class TrainingTable:
     """Rows of all symbols, ordered by ``t0`` and then by symbol.
 
     ``x``: float64 (n, k), its columns ``names`` in order (those of the feature set); ``y``: int8 (n,), -1, 0 or +1;
-    ``forward_return``: float64 (n,), before costs; ``decided_at``, ``t0`` and ``t1``: int64 ms UTC (n,),
-    open of the bar decided on, fill, and end of the label; ``symbol``: str (n,). ``digest`` names the
-    candles the table was made of.
+    ``forward_return``: float64 (n,), before costs; ``weight``: float64 (n,), average uniqueness of the label
+    among those of its symbol (``ml.weights.uniqueness``) over the mean of all; ``decided_at``, ``t0`` and
+    ``t1``: int64 ms UTC (n,), open of the bar decided on, fill, and end of the label; ``symbol``: str (n,).
+    ``digest`` names the candles the table was made of.
     """
 
     feature_set: FeatureSet
@@ -40,6 +45,7 @@ class TrainingTable:
     x: np.ndarray
     y: np.ndarray
     forward_return: np.ndarray
+    weight: np.ndarray
     decided_at: np.ndarray
     t0: np.ndarray
     t1: np.ndarray
@@ -48,6 +54,11 @@ class TrainingTable:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def sample(self, positions: np.ndarray | None = None) -> Sample:
+        """What an estimator learns from: the rows at ``positions``, or all, with weights of mean one."""
+        whole = Sample(self.x, self.y, self.weight, self.t0, self.t1, self.names)
+        return whole if positions is None else whole.take(positions)
 
 
 def assemble(
@@ -92,6 +103,8 @@ def assemble(
     symbols = np.repeat(list(parts), [len(part) for _, part in parts.values()])
     t0, t1 = (_ms(known[name]) for name in ("t0", "t1"))
     order = np.lexsort((symbols, t0))
+    t0, t1, symbols = t0[order], t1[order], symbols[order]
+    unique = uniqueness(t0, t1, symbols)
     return TrainingTable(
         feature_set=feature_set,
         label=label,
@@ -99,10 +112,11 @@ def assemble(
         x=np.concatenate([part.to_numpy() for part, _ in parts.values()])[order],
         y=known["label"].to_numpy(dtype=np.int8)[order],
         forward_return=known["forward_return"].to_numpy(dtype=np.float64)[order],
+        weight=unique / unique.mean(),
         decided_at=np.asarray(pd.DatetimeIndex(known.index).as_unit("ms").asi8)[order],
-        t0=t0[order],
-        t1=t1[order],
-        symbol=symbols[order],
+        t0=t0,
+        t1=t1,
+        symbol=symbols,
         digest=dataset_digest(frames),
     )
 
@@ -115,62 +129,93 @@ def dataset_digest(frames: Mapping[str, pd.DataFrame]) -> str:
     return hashed.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What a walk through ``folds`` gave, by estimator in the order asked for; nothing has to be fitted again.
+
+    ``scores``: of each estimator; ``rules``: the signal rule of each fold, from the classes of its training
+    rows; ``fitted``: the models of the folds by estimator; ``probabilities``: float64 (m, 3) by estimator, for the
+    test rows of all folds one after the other.
+    """
+
+    table: TrainingTable
+    folds: tuple[Fold, ...]
+    scores: tuple[Scores, ...]
+    rules: tuple[SignalRule, ...]
+    fitted: Mapping[str, tuple[Fitted, ...]]
+    probabilities: Mapping[str, np.ndarray]
+
+    def scores_of(self, name: str) -> Scores:
+        """The scores of one estimator.
+
+        Raises:
+            InvalidRequest: it did not take part.
+        """
+        for score in self.scores:
+            if score.estimator == name:
+                return score
+        raise InvalidRequest(f"{name!r} was not walked forward; there are {', '.join(self.fitted)}")
+
+
 def walk_forward(
     table: TrainingTable,
     folds: Sequence[Fold],
     *,
-    estimators: Iterable[str] = tuple(ESTIMATORS),
+    estimators: Mapping[str, Mapping[str, Any]] = DEFAULTS,
     seed: int,
     progress: Progress | None = None,
-) -> list[Scores]:
-    """Scores of each estimator over ``folds`` (see ``ml.splits.walk_forward_folds``), in the order named.
+) -> Walk:
+    """Each estimator through ``folds`` (see ``ml.splits.walk_forward_folds``), fitted once for each fold.
 
     For each fold the estimator and its signal rule are made from the fold's training rows alone.
     A champion is compared by walking its estimator, features and label through the same folds: the
     champion itself may have been trained on some of the test rows.
 
     Args:
-        progress: called after each fold with the number of fits done, of fits in all, and the score.
+        estimators: parameters by name of estimator; an empty mapping stands for the defaults.
+        progress: called after each fit with the number of fits done, of fits in all, and the score.
 
     Raises:
-        InvalidRequest: an unknown estimator, or none.
-        InsufficientHistory: the training rows of a fold hold a single class; names the fold.
+        InvalidRequest: an unknown estimator, parameter or feature, or no estimator or fold.
+        InsufficientHistory: the training rows of a fold hold a single class or are too few; names the fold.
     """
-    chosen = [estimator(name) for name in dict.fromkeys(estimators)]
+    chosen = [(estimator(name), parameters) for name, parameters in estimators.items()]
     if not chosen or not folds:
         raise InvalidRequest(f"walk-forward needs an estimator and a fold; it got {len(chosen)} and {len(folds)}")
-    scores: list[Scores] = []
-    for at, candidate in enumerate(chosen):
-        found: list[FoldScore] = []
-        for fold in folds:
-            rows, classes = table.x[fold.train], table.y[fold.train]
+    found: dict[str, list[FoldScore]] = {name: [] for name in estimators}
+    fitted: dict[str, list[Fitted]] = {name: [] for name in estimators}
+    said: dict[str, list[np.ndarray]] = {name: [] for name in estimators}
+    rules = tuple(default_rule(table.y[fold.train]) for fold in folds)
+    for at, (fold, rule) in enumerate(zip(folds, rules, strict=True)):
+        sample = table.sample(fold.train)
+        for place, (candidate, parameters) in enumerate(chosen, start=1):
             try:
-                fitted = candidate.fit(rows, classes, seed)
+                model = candidate.fit(sample, seed, parameters)
             except InsufficientHistory as error:
                 raise InsufficientHistory(f"fold {fold.number}: {error}") from error
-            found.append(score_on(fitted, default_rule(classes), table, fold))
+            probabilities = model.predict_proba(table.x[fold.test])
+            score = _score(probabilities, candidate.name, rule, table, fold)
+            fitted[candidate.name].append(model)
+            said[candidate.name].append(probabilities)
+            found[candidate.name].append(score)
             if progress is not None:
-                progress(at * len(folds) + len(found), len(chosen) * len(folds), found[-1])
-        scores.append(Scores(candidate.name, tuple(found)))
-    return scores
+                progress(at * len(chosen) + place, len(chosen) * len(folds), score)
+    return Walk(
+        table=table,
+        folds=tuple(folds),
+        scores=tuple(Scores(name, tuple(scores)) for name, scores in found.items()),
+        rules=rules,
+        fitted={name: tuple(models) for name, models in fitted.items()},
+        probabilities={name: np.concatenate(parts) for name, parts in said.items()},
+    )
 
 
 def score_on(fitted: Fitted, rule: SignalRule, table: TrainingTable, fold: Fold) -> FoldScore:
     """The score of a fitted estimator on the test rows of a fold."""
-    return score_fold(
-        fitted.predict_proba(table.x[fold.test]),
-        table.y[fold.test],
-        table.forward_return[fold.test],
-        rule=rule,
-        round_trip_cost=table.label.round_trip_cost,
-        estimator=fitted.name,
-        fold=fold.number,
-        span=(fold.test_start, fold.test_end),
-        train_rows=len(fold.train),
-    )
+    return _score(fitted.predict_proba(table.x[fold.test]), fitted.name, rule, table, fold)
 
 
-def out_of_sample(table: TrainingTable, folds: Sequence[Fold], name: str, seed: int) -> pd.DataFrame:
+def out_of_sample(walk: Walk, name: str) -> pd.DataFrame:
     """What models of earlier rows said of the rows of all test spans, in the order of the folds.
 
     Returns:
@@ -178,35 +223,52 @@ def out_of_sample(table: TrainingTable, folds: Sequence[Fold], name: str, seed: 
         decided on), ``fold``, ``label`` and ``signal`` (int8), ``forward_return``, ``p_short``,
         ``p_neutral``, ``p_long`` (float64). Each fold has the signal rule of its own training rows.
 
-    Raises: as ``walk_forward``.
+    Raises:
+        InvalidRequest: the estimator did not take part in the walk.
     """
-    chosen = estimator(name)
-    parts = []
-    for fold in folds:
-        classes = table.y[fold.train]
-        probabilities = chosen.fit(table.x[fold.train], classes, seed).predict_proba(table.x[fold.test])
-        columns = {
-            "row": fold.test,
-            "symbol": table.symbol[fold.test],
-            "decided_at": table.decided_at[fold.test],
-            "fold": fold.number,
-            "label": table.y[fold.test],
-            "signal": signals(probabilities, default_rule(classes)),
-            "forward_return": table.forward_return[fold.test],
+    walk.scores_of(name)
+    table, probabilities = walk.table, walk.probabilities[name]
+    rows = np.concatenate([fold.test for fold in walk.folds])
+    sizes = [len(fold.test) for fold in walk.folds]
+    parts = np.split(probabilities, np.cumsum(sizes)[:-1])
+    return pd.DataFrame(
+        {
+            "row": rows,
+            "symbol": table.symbol[rows],
+            "decided_at": table.decided_at[rows],
+            "fold": np.repeat([fold.number for fold in walk.folds], sizes),
+            "label": table.y[rows],
+            "signal": np.concatenate([signals(part, rule) for part, rule in zip(parts, walk.rules, strict=True)]),
+            "forward_return": table.forward_return[rows],
             **dict(zip(("p_short", "p_neutral", "p_long"), probabilities.T, strict=True)),
         }
-        parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+    )
 
 
-def fit_final(table: TrainingTable, name: str, seed: int) -> tuple[Fitted, SignalRule]:
+def fit_final(
+    table: TrainingTable, name: str, seed: int, parameters: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Fitted, SignalRule]:
     """The estimator of that name fitted on every row, and the signal rule of their class frequencies.
 
     Raises:
-        InvalidRequest: an unknown estimator.
-        InsufficientHistory: the rows hold a single class.
+        InvalidRequest: an unknown estimator, parameter or feature.
+        InsufficientHistory: the rows hold a single class or are too few.
     """
-    return estimator(name).fit(table.x, table.y, seed), default_rule(table.y)
+    return estimator(name).fit(table.sample(), seed, parameters), default_rule(table.y)
+
+
+def _score(probabilities: np.ndarray, name: str, rule: SignalRule, table: TrainingTable, fold: Fold) -> FoldScore:
+    return score_fold(
+        probabilities,
+        table.y[fold.test],
+        table.forward_return[fold.test],
+        rule=rule,
+        round_trip_cost=table.label.round_trip_cost,
+        estimator=name,
+        fold=fold.number,
+        span=(fold.test_start, fold.test_end),
+        train_rows=len(fold.train),
+    )
 
 
 def _ms(times: pd.Series) -> np.ndarray:

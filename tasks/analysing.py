@@ -18,7 +18,7 @@ from tasks.store import Store, configured_store, put_analysis, read_candles
 from tasks.training import model_name
 from trading.analysis import Analysis, Opinion, Signal, combine
 from trading.calendars import expected_opens
-from trading.errors import InsufficientHistory, ModelNotFound, TradeflowsError
+from trading.errors import CandleGap, InsufficientHistory, ModelNotFound, ModelRejected, TradeflowsError
 from trading.window import Timeframe, Window
 
 if TYPE_CHECKING:
@@ -48,12 +48,16 @@ class Analysed:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What is known of a symbol before anything is said of it: candles up to the bar to analyse."""
+    """What is known of a symbol before anything is said of it: candles up to the bar to analyse.
+
+    ``silent`` says why the model, where there is one, has no prediction.
+    """
 
     window: Window
     candles: pd.DataFrame
     data_mode: str
     prediction: Prediction | None
+    silent: str | None = None
 
 
 def look(store: Store, window: Window, chosen: Champion | None) -> Look:
@@ -70,8 +74,15 @@ def look(store: Store, window: Window, chosen: Champion | None) -> Look:
     if candles.empty or not entries:
         raise InsufficientHistory(f"the store holds no candles of {window}; run tradeflows ingest for it")
     _require_last(candles, window, entries[-1].calendar)
-    prediction = chosen.model.predict(candles) if chosen is not None else None
-    return Look(window, candles, entries[-1].data_mode, prediction)
+    mode, calendar = entries[-1].data_mode, entries[-1].calendar
+    if chosen is None:
+        return Look(window, candles, mode, None)
+    try:
+        return Look(window, candles, mode, chosen.model.predict(candles, calendar))
+    except (CandleGap, InsufficientHistory) as error:
+        # the rules need less; the analysis names who was missing, and why
+        log.logger().warning("model is silent", reason=str(error))
+        return Look(window, candles, mode, None, f"{chosen.name} version {chosen.version} is silent: {error}")
 
 
 @dataclass(frozen=True)
@@ -114,9 +125,12 @@ def conclude(
     if chosen is not None and refused is not None:
         remarks = (f"the prediction of {chosen.name} version {chosen.version} was refused: {refused}",)
         chosen, absent = None, [*absent, "model"]
+    elif seen.silent is not None:
+        remarks = (seen.silent,)
+        chosen, absent = None, [*absent, "model"]
     elif chosen is not None and seen.prediction is not None:
         opinions.insert(0, _model_opinion(chosen, seen.prediction))
-        remarks = judged.warnings
+        remarks = (*judged.warnings, *([chosen.degraded] if chosen.degraded else []))
     analysis = combine(opinions, WEIGHTS, absent=absent)
     analysis = replace(analysis, reasons=(*analysis.reasons, *remarks))
     bar_close = _last_open(candles) + window.timeframe.delta
@@ -128,7 +142,7 @@ def conclude(
         confidence=round(analysis.confidence, 4),
         price=float(candles["close"].iloc[-1]),
         reasons=list(analysis.reasons),
-        model_version=f"v{chosen.version} {chosen.estimator}" if chosen is not None else None,
+        model_version=_version(chosen) if chosen is not None else None,
         data_mode=seen.data_mode,
     )
 
@@ -152,10 +166,18 @@ def _document(
             "absent": list(analysis.absent),
         },
         "data_mode": mode,
-        "model": {"name": chosen.name, "version": chosen.version, "run_id": chosen.run_id} if chosen else None,
+        "model": _named(chosen) if chosen else None,
         "flow_run_id": log.flow_run_id(),
         "created_at": now,
     }
+
+
+def _version(chosen: Champion) -> str:
+    return f"v{chosen.version} {chosen.estimator}" + (", degraded" if chosen.degraded else "")
+
+
+def _named(chosen: Champion) -> dict[str, Any]:
+    return {"name": chosen.name, "version": chosen.version, "run_id": chosen.run_id, "degraded": chosen.degraded}
 
 
 def _rule_opinion(name: str, candles: pd.DataFrame) -> Opinion:
@@ -208,14 +230,19 @@ def analyse_task(
     settings = load_settings()
     rows: list[Analysed] = []
     errors: list[str] = []
-    chosen, absent = None, []
-    try:
-        chosen = champion(registry.connect(settings), settings, model_name(model_symbols, timeframe))
-    except ModelNotFound as error:
-        # the rules can still speak; the analysis names who was missing
-        log.logger().warning("no champion", reason=str(error))
-        absent = ["model"]
     with configured_store(settings) as store:
+        chosen, absent = None, []
+        name = model_name(model_symbols, timeframe)
+        try:
+            chosen = champion(registry.connect(settings), settings, name, store=store, now=now)
+        except ModelNotFound as error:
+            # the rules can still speak; the analysis names who was missing
+            log.logger().warning("no champion", reason=str(error))
+            absent = ["model"]
+        except ModelRejected as error:
+            # likewise; but somebody has to look, so the run ends failed
+            errors.append(str(error))
+            absent = ["model"]
         looks = []
         for symbol in symbols:
             window = Window(symbol, timeframe, start, end)

@@ -93,7 +93,8 @@ def backtest(
     chosen: Champion | None = None
     absent: list[str] = []
     try:
-        chosen = champion(client, settings, name)
+        chosen = champion(client, settings, name, store=store, now=now)
+        absent = [chosen.degraded] if chosen.degraded else []
     except ModelNotFound as error:
         # the rules are worth a backtest of their own; the result names who was missing
         absent = [str(error)]

@@ -7,6 +7,7 @@ Everything goes through ``MlflowClient`` with explicit run ids; the fluent inter
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tasks import model_files, signing
 from tasks.settings import Settings
 from trading.errors import ConfigurationError, ModelNotFound
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
-MODEL_FOLDER: Final = "model"
+# what the artifact's code imports to answer
+_REQUIREMENTS: Final = ("numpy", "pandas", "lightgbm", "TA-Lib", "exchange-calendars")
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,26 @@ def connect(settings: Settings) -> MlflowClient:
             raise ConfigurationError(
                 f"cannot make {folder}: {error.strerror}; set TRADEFLOWS_HOME to a folder you can write"
             ) from error
-    import mlflow
     from mlflow import MlflowClient
 
     from tasks.log import quiet_libraries
 
     quiet_libraries()
     uri = tracking_uri(settings)
+    _talk_to(uri)
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def _talk_to(uri: str) -> None:
+    """Let the parts of MLflow that take no client use this server, too."""
+    import mlflow
+
     told = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     # MLflow writes the address into the environment, where the next run of this process would take it for a setting
     if told is None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-    return MlflowClient(uri, registry_uri=uri)
 
 
 def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
@@ -135,6 +144,11 @@ def finish_run(client: MlflowClient, run_id: str, *, failed: bool = False) -> No
     client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
 
 
+def metrics(client: MlflowClient, run_id: str) -> dict[str, float]:
+    """The figures of a run by name; none where the run is gone."""
+    return dict(client.get_run(run_id).data.metrics) if run_exists(client, run_id) else {}
+
+
 def run_exists(client: MlflowClient, run_id: str) -> bool:
     """Whether the tracking server still knows a run."""
     from mlflow.exceptions import MlflowException
@@ -151,35 +165,51 @@ def run_exists(client: MlflowClient, run_id: str) -> bool:
 def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> str:
     """Log an artifact folder of ``ml.artifact`` as a pyfunc model of that run; returns its URI.
 
+    Signature, input example and requirements go with it, so that ``mlflow models serve`` can answer.
+
     Args:
         folder: what ``ml.artifact.save`` wrote.
-        example: a frame of raw candles that the model can answer; kept beside the model.
+        example: a frame of raw candles that the model can answer, ``open_time`` a column.
     """
     from importlib.metadata import version
 
     import mlflow
+    import pandas as pd
     from mlflow.models import infer_signature
 
-    from ml.artifact import _load_pyfunc
+    from ml.serving import _load_pyfunc
 
-    answer = _load_pyfunc(str(folder)).predict(example)
+    # somebody in this process may have talked to another server since
+    _talk_to(client.tracking_uri)
+    # whole milliseconds: of times MLflow's schema keeps no zone
+    stamps = pd.DatetimeIndex(example["open_time"]).as_unit("ms").asi8
+    asked = example.assign(open_time=stamps)
+    answer = _load_pyfunc(str(folder)).predict(asked)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
-                loader_module="ml.artifact",
+                loader_module="ml.serving",
                 data_path=str(folder),
-                signature=infer_signature(example, answer),
+                signature=infer_signature(asked, answer),
+                input_example=asked,
                 # given, because working them out takes ten seconds and a process of its own; this package is
                 # not among them: it is installed from its checkout, and a stranger's of that name must not be
-                pip_requirements=[f"{name}=={version(name)}" for name in ("numpy", "pandas", "lightgbm", "TA-Lib")],
+                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             )
     return str(info.model_uri)
 
 
-def register(client: MlflowClient, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]) -> str:
-    """Add a version to the registered model, made on first use; returns the version."""
+def register(
+    client: MlflowClient, name: str, model_uri: str, run_id: str, tags: Mapping[str, str], *, key: bytes
+) -> str:
+    """Add a signed version to the registered model, made on first use; returns the version.
+
+    Args:
+        tags: everything that is later read from the version; none can be added or changed afterwards.
+        key: see ``tasks.signing.signing_key``.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -188,7 +218,14 @@ def register(client: MlflowClient, name: str, model_uri: str, run_id: str, tags:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     model_id = model_uri.removeprefix("models:/")
-    return str(client.create_model_version(name, model_uri, run_id, tags=dict(tags), model_id=model_id).version)
+    with model_files.logged(client, model_id) as folder:
+        around = model_files.wrapping(folder)
+    said = {**tags, model_files.WRAPPING: json.dumps(around, sort_keys=True)}
+    version = str(client.create_model_version(name, model_uri, run_id, tags=said, model_id=model_id).version)
+    # a version that lacks it, because we died here, is refused
+    signature = signing.signature(key, name=name, version=version, run_id=run_id, tags=said)
+    client.set_model_version_tag(name, version, signing.SIGNATURE, signature)
+    return version
 
 
 def find_version(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
@@ -222,21 +259,56 @@ def require_champion(client: MlflowClient, name: str) -> ModelVersion:
     return version
 
 
-def promote(client: MlflowClient, name: str, version: str) -> None:
-    """Make ``version`` the champion and keep the one before as ``previous``; the champion moves last."""
-    current = version_of(client, name, CHAMPION)
-    if current is not None and str(current.version) != version:
-        client.set_registered_model_alias(name, PREVIOUS, str(current.version))
-    client.set_registered_model_alias(name, CHAMPION, version)
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Every version of ``name``, the newest first, with its aliases.
+
+    Raises:
+        ModelNotFound: there is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise ModelNotFound(f"there is no model {name}; see: tradeflows models list") from error
+        raise
+    found: list[ModelVersion] = []
+    page: str | None = None
+    while page is None or page:
+        part = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=page)
+        found, page = [*found, *part], part.token or ""
+    for version in found:
+        version.aliases = sorted(alias for alias, at in aliases.items() if str(at) == str(version.version))
+    return sorted(found, key=lambda version: -int(version.version))
 
 
-def model_folder(version: ModelVersion) -> Path:
-    """Local folder with the artifact files of a version (downloaded where the registry is remote)."""
-    import mlflow
+def version_at(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """One version of ``name``.
 
-    path = mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}")
-    # MLflow keeps the folder under the name it was logged from
-    return Path(path) / "data" / MODEL_FOLDER
+    Raises:
+        ModelNotFound: there is none of that number.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise ModelNotFound(f"model {name} has no version {version}; see: tradeflows models list") from error
+        raise
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, version: str | None) -> bool:
+    """Let ``alias`` name ``version``, or nothing; whether that was to be done."""
+    current = version_of(client, name, alias)
+    if (str(current.version) if current is not None else None) == version:
+        return False
+    if version is None:
+        client.delete_registered_model_alias(name, alias)
+    else:
+        client.set_registered_model_alias(name, alias, version)
+    return True
 
 
 def run_file(client: MlflowClient, run_id: str, name: str) -> Path:

@@ -37,7 +37,8 @@ QUARANTINE: Final = Collection(
     (Index("quarantine_series_idx", ("series", "open_time")), Index("quarantine_seen_idx", ("first_seen",))),
 )
 CIRCUITS: Final = Collection("circuits")
-COLLECTIONS: Final = (SERIES, CHUNKS, DATASETS, ANALYSES, RESULTS, LEDGER, GAPS, QUARANTINE, CIRCUITS)
+PROMOTIONS: Final = Collection("promotions", (Index("promotions_model_idx", ("model", "number"), unique=True),))
+COLLECTIONS: Final = (SERIES, CHUNKS, DATASETS, ANALYSES, RESULTS, LEDGER, GAPS, QUARANTINE, CIRCUITS, PROMOTIONS)
 
 FORMAT: Final = 2  # raise it whenever documents change their meaning
 CONFLICT_ATTEMPTS: Final = 50

@@ -1,4 +1,4 @@
-"""Training in MLflow: one parent run, one child per fold, the winner as a registered version.
+"""Training: an approved dataset in, a signed and registered version out, and the gate's word on it.
 
 The same dataset, code and parameters give the same version again, without training twice.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from tasks import log, progress, registry, training_runs
+from tasks import log, model_files, promotions, registry, signing, training_runs
 from tasks.datasets import Dataset, load, select
+from tasks.learning import Learned, TrainingRequest, Tuning, earned_by, learn, walk_again
+from tasks.models import REFERENCE_SHA256, UNSEEN_SHA256
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store
@@ -25,43 +28,25 @@ from trading.window import Timeframe
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
-    from ml.estimators import Fitted
+    from ml.economics import Economics
     from ml.evaluation import Scores
-    from ml.features import FeatureSet
-    from ml.labels import LabelDefinition
-    from ml.promotion import Decision
-    from ml.signals import SignalRule
-    from ml.training import TrainingTable
+    from ml.overfitting import Overfitting
+    from ml.promotion import Decision, Evidence, Unscored
 
 SUMMARY: Final = "summary.json"
-
-
-@dataclass(frozen=True)
-class TrainingRequest:
-    """Everything, beside the candles and the code, that decides what comes out of a training."""
-
-    horizon: int
-    folds: int
-    seed: int
-    fee_rate: float
-    slippage_rate: float
-    buy_threshold: float
-    sell_threshold: float
-
-    @property
-    def round_trip_cost(self) -> float:
-        """Cost of getting in and out, as a share of the notional."""
-        return 2 * (self.fee_rate + self.slippage_rate)
+# beside the figures of estimators: what the tables of people show
+ECONOMICS: Final = ("total_return", "sharpe", "sharpe_error", "max_drawdown", "turnover", "cost_share", "trades")
 
 
 @dataclass(frozen=True)
 class Trained:
     """What a training left behind.
 
-    ``scores`` has one row per estimator; ``folds`` one per estimator and fold; ``reused`` says that an
-    equal training had been done before and nothing was run; ``findings`` are what was odd about the
-    feature matrix without stopping the training.
+    ``scores`` has one row per estimator; ``folds`` one per estimator and fold; ``luck`` says in words how much of
+    the winner may be luck; ``reused`` says that an equal training had been done before and nothing was
+    run; ``findings`` are what was odd about the feature matrix without stopping the training.
     """
 
     model: str
@@ -75,6 +60,7 @@ class Trained:
     decision: list[str]
     scores: list[dict[str, Any]]
     folds: list[dict[str, Any]]
+    luck: list[str]
     dataset_digest: str
     data_mode: str
     pictures: list[str]
@@ -100,27 +86,6 @@ def training_key(dataset: Dataset, request: TrainingRequest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """What the walk-forward and the final fit gave, before anything is written down.
-
-    ``unseen`` holds the winner's out-of-sample signals (see ``ml.training.out_of_sample``), ``findings``
-    what the feature suite had to say without stopping the training.
-    """
-
-    features: FeatureSet
-    label: LabelDefinition
-    table: TrainingTable
-    scores: list[Scores]
-    baseline: Scores
-    winner: Scores
-    unseen: pd.DataFrame
-    fitted: Fitted
-    rule: SignalRule
-    example: pd.DataFrame
-    findings: tuple[str, ...]
-
-
 def train(
     store: Store,
     settings: Settings,
@@ -131,41 +96,47 @@ def train(
     now: datetime,
     flow_run_id: str | None,
 ) -> Trained:
-    """Walk forward, choose the winner, log it all, register the winner and let the gate decide.
+    """Learn, log it all, register the winner, signed, and let the gate decide.
 
     Raises:
         InsufficientHistory: too few candles for a row, the folds, or the classes of a fold.
         ExpectationFailed: the feature matrix is not what its features declare.
+        RevisionConflict: other trainings of the model kept changing its champion.
     """
     name = model_name(dataset.symbols, dataset.timeframe)
     key = training_key(dataset, request)
     earlier = _earlier(client, name, key)
     if earlier is not None:
         return earlier
-    learned = learn(load(store, dataset), dataset, request)
-    decision = _decide(client, name, learned)
+    signing_key = signing.signing_key(settings)
+    frames = load(store, dataset)
+    learned = learn(frames, dataset, request, storage=_trials(settings) if request.tune_trials else None)
     experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
     tags = training_runs.tags_of(dataset, key, flow_run_id)
     with tempfile.TemporaryDirectory(prefix="tradeflows-train-") as temporary:
         folder = Path(temporary)
-        manifest_sha256 = training_runs.write_model(folder / registry.MODEL_FOLDER, learned, dataset, request)
+        manifest_sha256 = training_runs.write_model(folder / model_files.MODEL_FOLDER, learned, dataset, request)
         run_id, pictures = training_runs.log_parent(
             client, experiment, folder, name, learned, dataset, request, tags, now
         )
         try:
-            training_runs.log_folds(client, experiment, run_id, learned.scores, tags, now)
-            model_uri = registry.log_model(client, run_id, folder / registry.MODEL_FOLDER, learned.example)
+            training_runs.log_children(client, experiment, run_id, learned, tags, now)
+            model_uri = registry.log_model(client, run_id, folder / model_files.MODEL_FOLDER, learned.example)
             version_tags = {
                 **tags,
-                "estimator": learned.winner.estimator,
-                "manifest_sha256": manifest_sha256,
+                **_recipe(learned),
+                model_files.MANIFEST_SHA256: manifest_sha256,
+                UNSEEN_SHA256: _sha256(folder / training_runs.UNSEEN),
+                REFERENCE_SHA256: _sha256(folder / training_runs.REFERENCE),
                 "trained_until_ms": str(int(learned.table.t1.max())),
                 "skill": f"{learned.winner.skill(learned.baseline):.6f}",
             }
-            version = registry.register(client, name, model_uri, run_id, version_tags)
-            client.set_registered_model_alias(name, registry.CHALLENGER, version)
-            if decision.promote:
-                registry.promote(client, name, version)
+            version = registry.register(client, name, model_uri, run_id, version_tags, key=signing_key)
+            registry.set_alias(client, name, registry.CHALLENGER, version)
+            decision, _ = promotions.consider(
+                client, store, name, version, judge_of(client, name, learned, frames, dataset, request),
+                who=promotions.who(), now=now, key=signing_key,
+            )  # fmt: skip
             done = Trained(
                 model=name,
                 version=version,
@@ -176,14 +147,16 @@ def train(
                 promoted=decision.promote,
                 champion=_champion_version(client, name),
                 decision=list(decision.reasons),
-                scores=[_score_row(score, learned.baseline) for score in learned.scores],
+                scores=[_score_row(learned, score) for score in learned.scores],
                 folds=[fold.document() for score in learned.scores for fold in score.folds],
+                luck=training_runs.luck(learned),
                 dataset_digest=dataset.digest,
                 data_mode=dataset.data_mode,
                 pictures=[path.name for path in pictures],
                 reused=False,
                 findings=list(learned.findings),
             )
+            training_runs.log_decision(client, run_id, decision)
             client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
             # a run that stays open looks as if it were still at work
@@ -193,53 +166,100 @@ def train(
     return done
 
 
-def learn(frames: dict[str, pd.DataFrame], dataset: Dataset, request: TrainingRequest) -> Learned:
-    """Score every estimator in a purged walk-forward and fit the best one on all rows.
+def evidence_of(earned: Economics, chosen: Overfitting | None = None, tuning: Tuning | None = None) -> Evidence:
+    """What the gate is told: the money of the signals, and how much of it may be luck.
 
-    Raises: as ``train``.
+    Args:
+        chosen: of the choice among the estimators; ``tuning``: of the choice among its trials. The worse deflated
+            Sharpe ratio counts, and the probability of overfitting of the tuning.
     """
-    import expectations.features as feature_suite
-    from ml import estimators, evaluation, splits, training
-    from ml.features import FeatureSet
-    from ml.labels import LabelDefinition
+    from ml.promotion import Evidence
 
-    label = LabelDefinition(request.horizon, request.buy_threshold, request.sell_threshold, request.round_trip_cost)
-    features = FeatureSet()
-    table = training.assemble(frames, features, label)
-    verdict = feature_suite.judge(table)
-    feature_suite.require(verdict)
-    embargo = request.horizon * dataset.timeframe.delta
-    folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo)
-    step = f"train {dataset.timeframe.value}"
-    scores = training.walk_forward(
-        table, folds, seed=request.seed, progress=lambda done, total, _: progress.report(step, done, total)
-    )
-    winner = evaluation.best(scores)
-    fitted, rule = training.fit_final(table, winner.estimator, request.seed)
-    return Learned(
-        features=features,
-        label=label,
-        table=table,
-        scores=scores,
-        baseline=next(score for score in scores if score.estimator == estimators.BASELINE),
-        winner=winner,
-        unseen=training.out_of_sample(table, folds, winner.estimator, request.seed),
-        fitted=fitted,
-        rule=rule,
-        example=next(iter(frames.values())).tail(features.rows_needed).reset_index(),
-        findings=tuple(map(str, verdict.findings)),
+    figures = earned.pooled
+    luck = [one for one in (chosen, tuning.overfitting if tuning else None) if one is not None]
+    deflated = [one.deflated_sharpe for one in luck if one.deflated_sharpe is not None]
+    return Evidence(
+        total_return=figures.total_return,
+        sharpe=figures.sharpe,
+        sharpe_error=figures.sharpe_error,
+        drawdown=-figures.max_drawdown,
+        turnover=figures.turnover,
+        trades=figures.trades,
+        deflated_sharpe=min(deflated) if len(deflated) == len(luck) and deflated else None,
+        pbo=tuning.overfitting.pbo if tuning else None,
+        spa_p_value=chosen.spa if chosen else None,
     )
 
 
-def _decide(client: MlflowClient, name: str, learned: Learned) -> Decision:
-    """The gate's word on the winner. The champion's recipe was walked through the same folds."""
-    from ml.promotion import PromotionRule, decide
+def judge_of(
+    client: MlflowClient,
+    name: str,
+    learned: Learned,
+    frames: dict[str, pd.DataFrame],
+    dataset: Dataset,
+    request: TrainingRequest,
+) -> Callable[[ModelVersion | None], Decision]:
+    """The gate's word on the winner against any champion, whose recipe walks through the same folds.
 
-    current = registry.version_of(client, name, registry.CHAMPION)
-    recipe = current.tags.get("estimator") if current is not None else None
-    champion = next((score for score in learned.scores if score.estimator == recipe), None)
-    # skill at foreseeing volatility is not yet money: the signals must pay for their costs too
-    return decide(learned.winner, learned.baseline, champion, PromotionRule(min_net_return=0.0))
+    The present champion is scored here already: walking takes long, and the lease on promotions is short.
+    """
+    from ml.promotion import PromotionRule, RiskRule, decide
+
+    # Money is judged by the account of the backtest engine: a net return per signal charges a round trip for
+    # every overlapping label, which nobody pays. Among three estimators the probability of overfitting is a
+    # coin; it speaks where many were tried.
+    risk = RiskRule(max_pbo=RiskRule().max_pbo if learned.tuning else None)
+    rule = PromotionRule(min_net_return=None, risk=risk)
+
+    def rival(version: ModelVersion) -> tuple[Scores | Unscored, Evidence | None]:
+        found = _walked(version, learned, request)
+        if not isinstance(found, tuple):
+            return found, None
+        scores, unseen = found
+        return scores, evidence_of(earned_by(unseen, frames, dataset, request))
+
+    present = registry.version_of(client, name, registry.CHAMPION)
+    known = {str(present.version): rival(present)} if present is not None else {}
+    evidence = evidence_of(learned.economics[learned.winner.estimator], learned.overfitting, learned.tuning)
+
+    def judge(current: ModelVersion | None) -> Decision:
+        if current is None:
+            return decide(learned.winner, learned.baseline, None, rule, evidence=evidence)
+        scores, theirs = known.get(str(current.version)) or rival(current)
+        return decide(learned.winner, learned.baseline, scores, rule, evidence=evidence, champion_evidence=theirs)
+
+    return judge
+
+
+def _recipe(learned: Learned) -> dict[str, str]:
+    """What a version says of how it was made, so that it can be made again from other candles."""
+    name = learned.winner.estimator
+    return {
+        "estimator": name,
+        "parameters": json.dumps(dict(learned.parameters[name]), sort_keys=True),
+        "features": learned.features.version,
+        "label": json.dumps(learned.label.definition(), sort_keys=True),
+    }
+
+
+def _walked(
+    version: ModelVersion, learned: Learned, request: TrainingRequest
+) -> tuple[Scores, pd.DataFrame] | Unscored:
+    """The recipe of a version on the folds of this training; Unscored where it cannot be followed."""
+    from ml.estimators import ESTIMATORS
+    from ml.promotion import Unscored
+
+    mine = _recipe(learned)
+    missing = [tag for tag in mine if tag not in version.tags]
+    if missing:
+        return Unscored(f"version {version.version} does not say its {', '.join(missing)}")
+    other = [tag for tag in ("features", "label") if version.tags[tag] != mine[tag]]
+    if other or version.tags["estimator"] not in ESTIMATORS:
+        what = ", ".join(other) or f"estimator {version.tags['estimator']}"
+        return Unscored(
+            f"version {version.version} was made with other {what}; if the new one is to follow it, promote it by hand"
+        )
+    return walk_again(learned, version.tags["estimator"], json.loads(version.tags["parameters"]), request)
 
 
 def _champion_version(client: MlflowClient, name: str) -> str | None:
@@ -256,8 +276,20 @@ def _earlier(client: MlflowClient, name: str, key: str) -> Trained | None:
     return Trained(**{**summary, "champion": _champion_version(client, name), "reused": True})
 
 
-def _score_row(score: Scores, baseline: Scores) -> dict[str, Any]:
-    return {"estimator": score.estimator, **score.metrics(), "skill": score.skill(baseline)}
+def _trials(settings: Settings) -> str:
+    """Where the trials of tunings are kept until the training is done."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(settings.home / 'tuning.db').resolve()}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _score_row(learned: Learned, score: Scores) -> dict[str, Any]:
+    earned = learned.economics[score.estimator].metrics()
+    money: dict[str, float] = {name: earned[name] for name in ECONOMICS if name in earned}
+    return {"estimator": score.estimator, **score.metrics(), "skill": score.skill(learned.baseline), **money}
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------

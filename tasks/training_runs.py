@@ -1,12 +1,18 @@
-"""How a training looks in MLflow: a parent run to compare, a child per fold, the artifact's folder."""
+"""How a training looks in MLflow: a parent run to compare with others, and children for what it is made of.
+
+The parent has the winner's figures, few and named alike in every training, and says in its description why
+it was promoted or not. Its children are one run per estimator (with a child per fold) and, after a
+tuning, one per trial; the tag ``kind`` tells them apart.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tasks import registry
 from tasks.datasets import Dataset
@@ -14,15 +20,22 @@ from tasks.datasets import Dataset
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from ml.evaluation import Scores
-    from tasks.training import Learned, TrainingRequest
+    from ml.evaluation import FoldScore
+    from ml.promotion import Decision
+    from tasks.learning import Learned, TrainingRequest
 
 UNSEEN: Final = "out_of_sample.parquet"
+REFERENCE: Final = "drift_reference.json"
+IMPORTANCE: Final = "importance.csv"
+FOLD_METRICS: Final = (
+    "log_loss", "accuracy", "auc", "brier", "calibration_error", "information_coefficient", "hit_rate", "net_return",
+    "signals", "test_rows", "train_rows",
+)  # fmt: skip
 
 
 def tags_of(dataset: Dataset, key: str, flow_run_id: str | None) -> dict[str, str]:
     """What leads from a run or a version back to its candles, its code and its flow run."""
-    from ml.artifact import code_digest
+    from ml.artifact import code_digest, code_version, lock_digest
 
     window = dataset.windows[0]
     return {
@@ -30,6 +43,8 @@ def tags_of(dataset: Dataset, key: str, flow_run_id: str | None) -> dict[str, st
         "training_key": key,
         "dataset_digest": dataset.digest,
         "code_digest": code_digest(),
+        "code_version": code_version() or "",
+        "lock_digest": lock_digest() or "",
         "symbols": ",".join(dataset.symbols),
         "timeframe": dataset.timeframe.value,
         "window": f"{window.start:%Y-%m-%dT%H:%MZ}/{window.end:%Y-%m-%dT%H:%MZ}",
@@ -41,7 +56,7 @@ def write_model(folder: Path, learned: Learned, dataset: Dataset, request: Train
     """Write the artifact; returns the sha256 of its manifest."""
     from ml.artifact import save
 
-    metadata = {"data_mode": dataset.data_mode, "symbols": list(dataset.symbols), "seed": request.seed}
+    calendars = set(dataset.calendars.values())
     return save(
         folder,
         learned.fitted,
@@ -50,7 +65,10 @@ def write_model(folder: Path, learned: Learned, dataset: Dataset, request: Train
         rule=learned.rule,
         timeframe=dataset.timeframe,
         dataset_digest=dataset.digest,
-        metadata=metadata,
+        calendar=calendars.pop() if len(calendars) == 1 else None,
+        # the training has had its confirmed gaps, too
+        gaps_tolerated=learned.features.rows_needed // 100,
+        metadata={"data_mode": dataset.data_mode, "symbols": list(dataset.symbols), "seed": request.seed},
     ).sha256
 
 
@@ -62,51 +80,145 @@ def log_parent(
     learned: Learned,
     dataset: Dataset,
     request: TrainingRequest,
-    tags: dict[str, str],
+    tags: Mapping[str, str],
     now: datetime,
 ) -> tuple[str, list[Path]]:
     """Open the parent run with everything there is to compare; returns its id and the pictures in it."""
-    from ml.plots import fold_losses
+    from ml.drift import reference_of
 
-    learned.unseen.to_parquet(folder / UNSEEN)
-    title = f"{name}: log loss out of sample"
-    pictures = [fold_losses(learned.scores, title, folder / "fold_losses.png", dataset.data_mode)]
     winner = learned.winner
+    learned.unseen.to_parquet(folder / UNSEEN)
+    learned.importance.to_csv(folder / IMPORTANCE)
+    reference = reference_of(learned.table, learned.unseen, learned.fitted, learned.rule)
+    (folder / REFERENCE).write_text(json.dumps(reference, allow_nan=False))
+    pictures = draw(learned, name, dataset.data_mode, folder)
     record = registry.Record(
         name=f"{winner.estimator} {now:%Y-%m-%d %H:%M}",
-        params={**asdict(request), "estimator": winner.estimator, "features": learned.features.version},
+        params={
+            **asdict(request),
+            "estimator": winner.estimator,
+            "features": learned.features.version,
+            **{f"{winner.estimator}.{key}": value for key, value in learned.parameters[winner.estimator].items()},
+        },
         metrics={
             **winner.metrics(),
+            **learned.economics[winner.estimator].metrics(),
+            **learned.overfitting.metrics(),
+            **_tuning_metrics(learned),
             "skill": winner.skill(learned.baseline),
             "baseline_log_loss": learned.baseline.log_loss,
             "rows": float(len(learned.table)),
         },
         # a run without the tag was not judged; MLflow takes 5,000 characters
-        tags={**tags, "feature_findings": ("; ".join(learned.findings) or "none")[:5000]},
-        files=[folder / UNSEEN, *pictures],
+        tags={
+            **tags,
+            "kind": "training",
+            "flow_run": _flow_link(tags["prefect_flow_run"]),
+            "feature_findings": ("; ".join(learned.findings) or "none")[:5000],
+        },
+        files=[folder / UNSEEN, folder / IMPORTANCE, folder / REFERENCE, *pictures],
     )
     run_id = registry.log_run(client, experiment, record, at_ms=_ms(now), finish=False)
     _log_inputs(client, run_id, dataset)
     return run_id, pictures
 
 
-def log_folds(
-    client: MlflowClient, experiment: str, parent: str, scores: list[Scores], tags: dict[str, str], now: datetime
+def log_children(
+    client: MlflowClient, experiment: str, parent: str, learned: Learned, tags: Mapping[str, str], now: datetime
 ) -> None:
-    """One child run per fold, with the figures of every estimator on it."""
-    for number in range(len(scores[0].folds)):
-        record = registry.Record(f"fold {number + 1}", metrics=_fold_metrics(scores, number), tags=tags)
-        registry.log_run(client, experiment, record, at_ms=_ms(now), parent=parent)
+    """A run per estimator with one per fold under it, and one per trial of the tuning."""
+
+    def log(name: str, kind: str, under: str, metrics: Mapping[str, float], params: Mapping[str, Any]) -> str:
+        record = registry.Record(name, params, metrics, {**tags, "kind": kind})
+        return registry.log_run(client, experiment, record, at_ms=_ms(now), parent=under)
+
+    for score in learned.scores:
+        estimator = score.estimator
+        figures = {**score.metrics(), **learned.economics[estimator].metrics(), "skill": score.skill(learned.baseline)}
+        run_id = log(estimator, "estimator", parent, figures, dict(learned.parameters[estimator]))
+        for fold in score.folds:
+            log(f"{estimator} fold {fold.fold}", "fold", run_id, _fold_metrics(fold), {"fold": fold.fold})
+    if learned.tuning is None:
+        return
+    for trial, earned in zip(learned.tuning.found.trials, learned.tuning.economics, strict=True):
+        figures = {**trial.scores.metrics(), **earned.metrics(), "seconds": trial.seconds}
+        log(f"trial {trial.number}", "trial", parent, figures, dict(trial.parameters))
 
 
-def _fold_metrics(scores: list[Scores], number: int) -> dict[str, float]:
-    figures = {}
-    for score in scores:
-        fold = score.folds[number].document()
-        for metric in ("log_loss", "accuracy", "auc", "hit_rate", "net_return", "signals", "test_rows"):
-            if fold[metric] is not None:
-                figures[f"{score.estimator}.{metric}"] = float(fold[metric])
-    return figures
+def log_decision(client: MlflowClient, run_id: str, decision: Decision) -> None:
+    """The gate's word on the parent run: as a tag to filter by, and in the description that its page shows."""
+    verdict = "promoted" if decision.promote else "not promoted"
+    client.set_tag(run_id, "gate", verdict)
+    text = "\n".join([f"**{verdict}**", "", *(f"- {reason}" for reason in decision.reasons)])
+    client.set_tag(run_id, "mlflow.note.content", text[:5000])
+
+
+def luck(learned: Learned) -> list[str]:
+    """How much of the winner may be luck, in words."""
+    said = list(learned.overfitting.reasons)
+    if learned.tuning is not None:
+        found = learned.tuning.found
+        many = f"{len(found.trials)} trials of {found.estimator}"
+        said += [f"tuning, {many}: {reason}" for reason in learned.tuning.overfitting.reasons]
+        if found.exhausted:
+            said.append(f"tuning ended after {many}: its time was up")
+    return said
+
+
+def draw(learned: Learned, name: str, data_mode: str, folder: Path) -> list[Path]:
+    """The pictures of a training, into ``folder``."""
+    from ml import plots
+
+    winner = learned.winner.estimator
+    unseen = learned.unseen
+    probabilities = unseen[["p_short", "p_neutral", "p_long"]].to_numpy()
+    gain = learned.fitted.gain()
+    gains = dict(zip(learned.table.names, gain.tolist(), strict=True)) if gain is not None else None
+    lines = {
+        score.estimator: learned.economics[score.estimator].returns
+        for score in learned.scores
+        if score.estimator != winner
+    }
+    return [
+        plots.fold_losses(learned.scores, f"{name}: log loss out of sample", folder / "fold_losses.png", data_mode),
+        plots.reliability_curve(
+            probabilities, unseen["label"].to_numpy(), f"{name}: reliability of {winner}", folder / "reliability.png",
+            data_mode,
+        ),
+        plots.importance_chart(
+            learned.importance, gains, f"{name}: what {winner} leans on", folder / "importance.png", data_mode
+        ),
+        plots.fold_equity(
+            lines,
+            learned.economics[winner].returns,
+            f"{name}: equity of {winner} and the others",
+            folder / "equity.png",
+            data_mode,
+            fold_starts=[fold.test_start for fold in learned.folds],
+            pooled_name=winner,
+        ),
+    ]  # fmt: skip
+
+
+def _fold_metrics(fold: FoldScore) -> dict[str, float]:
+    document = fold.document()
+    return {name: float(document[name]) for name in FOLD_METRICS if document[name] is not None}
+
+
+def _tuning_metrics(learned: Learned) -> dict[str, float]:
+    if learned.tuning is None:
+        return {}
+    return {f"tuning.{name}": value for name, value in learned.tuning.overfitting.metrics().items()}
+
+
+def _flow_link(flow_run_id: str) -> str:
+    """The page of a flow run, where there is a Prefect server that stays."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.utilities.urls import url_for
+
+    if not (flow_run_id and PREFECT_API_URL.value()):
+        return ""
+    return url_for("flow-run", obj_id=flow_run_id) or ""
 
 
 def _log_inputs(client: MlflowClient, run_id: str, dataset: Dataset) -> None:

@@ -11,6 +11,7 @@
     │   ├── ExpectationFailed    a batch broke a critical expectation; it was not stored
     │   ├── DataModeConflict     live, sample and simulated data were about to be mixed
     │   ├── InsufficientHistory  fewer approved candles than the work needs
+    │   ├── CandleGap            bars are missing among the candles that a prediction needs
     │   ├── SourcesDisagree      two sources give other prices for the same bars
     │   └── DatasetLost          an old dataset cannot be read back exactly any more
     ├── SourceError              a market-data source
@@ -79,6 +80,10 @@ class DataModeConflict(DataError):
 
 class InsufficientHistory(DataError):
     """Fewer approved candles than the work needs."""
+
+
+class CandleGap(DataError):
+    """Bars are missing among the candles that a prediction needs; more history does not help, a repair may."""
 
 
 class SourcesDisagree(DataError):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# each test is a process of its own
+pytestmark = pytest.mark.integration
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -34,7 +37,6 @@ def test_a_bad_timeframe_is_told_with_those_there_are(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.integration
 def test_a_parameter_that_the_flow_refuses_is_told_by_name(tmp_path: Path) -> None:
     ended = tradeflows("backtest", "BTCUSDT", "--fee-rate", "1.5", "--home", str(tmp_path))
     assert ended.returncode == 1
@@ -74,7 +76,22 @@ def test_an_empty_home_says_how_to_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "ingest", "train", "analyse", "backtest", "cycle", "status", "up", "down", "data", "quarantine"]
+    "name",
+    [
+        "demo",
+        "ingest",
+        "train",
+        "analyse",
+        "backtest",
+        "cycle",
+        "status",
+        "up",
+        "down",
+        "data",
+        "quarantine",
+        "models",
+        "monitor",
+    ],
 )
 def test_every_word_has_help(name: str) -> None:
     from typer.testing import CliRunner

@@ -14,6 +14,9 @@ import pytest
 from deployments.sandbox import running_sandbox
 from trading.errors import SourceUnavailable
 
+# each starts processes
+pytestmark = pytest.mark.integration
+
 BTC = {"symbol": "BTCSIM", "interval": "1h"}
 
 

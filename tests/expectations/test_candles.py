@@ -185,14 +185,14 @@ def test_no_windows_no_verdicts() -> None:
     assert judge([], max_bad_share=0.0) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(sorted(WINDOWS)), min_size=2, max_size=8))
 def test_windows_judged_together_get_the_verdicts_they_get_alone(names: list[str]) -> None:
     together = judge([judged(name)[0] for name in names], max_bad_share=0.0)
     assert together == [judged(name)[1] for name in names]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -14,7 +14,7 @@ from flows.backtest import backtest
 from flows.cycle import Group, cycle
 from flows.ingest import ingest
 from flows.train import train
-from tasks import registry
+from tasks import model_files, registry
 from tasks.models import champion, unseen_targets
 from tasks.settings import load_settings
 from tasks.store import CHUNKS, analyses, open_store, read_candles
@@ -49,7 +49,8 @@ def test_the_cycle_leaves_evidence_and_a_second_one_changes_nothing(home: Path) 
     parent = client.get_run(done.trained.run_id)
     assert parent.data.metrics["skill"] > 0
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{done.trained.run_id}'")
-    assert len(children) == 4
+    assert {child.data.tags["kind"] for child in children} == {"estimator"}
+    assert len(children) == 7
     with open_store(home) as store:
         before = {chunk["_id"]: (chunk["rev"], chunk["digest"]) for chunk in store.documents.find(CHUNKS)}
         [stored] = analyses(store, "SP500")
@@ -108,15 +109,19 @@ def _a_changed_artifact_is_refused(home: Path) -> None:
     settings = load_settings()
     client = registry.connect(settings)
     version = registry.require_champion(client, "NASDAQ-SP500-1d")
-    folder = registry.model_folder(version)
-    victim = folder / "estimator.json"
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(bytes(content))
+    with model_files.model_folder(client, version) as folder:
+        victim = model_files.artifact_folder(folder) / "estimator.json"
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(bytes(content))
     with pytest.raises(ModelRejected, match=r"estimator.json .* it was changed"):
         champion(client, settings, "NASDAQ-SP500-1d")
+    # there is no previous version: the rules speak, the analyses say who was missing, and the run fails
     state = analyse(["SP500", "NASDAQ"], Timeframe.D1, start=START, end=END, return_state=True)
     assert state.is_failed()
+    with open_store(home) as store:
+        [stored] = analyses(store, "SP500")
+        assert stored["analysis"]["absent"] == ["model"]
 
 
 def test_too_little_history_to_train_is_a_failed_run_without_a_version(home: Path) -> None:

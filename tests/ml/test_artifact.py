@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,20 +19,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import ml.features
-from ml.artifact import MANIFEST, SavedModel, _load_pyfunc, code_digest, load, save
+import ml.model
+from ml.artifact import MANIFEST, SavedModel, code_digest, load, lock_digest, save, verified
 from ml.estimators import ESTIMATORS, Fitted
 from ml.features import FeatureSet
 from ml.labels import LabelDefinition
-from ml.model import Model
 from ml.signals import SignalRule
 from ml.training import TrainingTable, assemble, fit_final
-from trading.analysis import Signal
-from trading.errors import CandleContractError, InsufficientHistory, InvalidRequest, ModelRejected
+from trading.errors import InvalidRequest, ModelRejected
 from trading.window import Timeframe
 
 SET = FeatureSet(ema=(9, 21), rsi=7, atr=7, adx=5, macd=(5, 10, 4))
 LABEL = LabelDefinition(horizon=4)
+LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,28 @@ def _saved(table: TrainingTable, name: str, folder: Path) -> Case:
     return Case(folder, saved, fitted, rule)
 
 
+@pytest.fixture(scope="module")
+def cases(table: TrainingTable, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Case]:
+    """A copy of the model of that name; each is fitted once."""
+    made: dict[str, Case] = {}
+
+    def copy(name: str, folder: Path) -> Case:
+        if name not in made:
+            made[name] = _saved(table, name, tmp_path_factory.mktemp(name) / "model")
+        shutil.copytree(made[name].folder, folder)
+        return replace(made[name], folder=folder)
+
+    return copy
+
+
 @pytest.fixture(params=list(ESTIMATORS))
-def case(request: pytest.FixtureRequest, table: TrainingTable, tmp_path: Path) -> Case:
-    return _saved(table, request.param, tmp_path / "model")
+def case(request: pytest.FixtureRequest, cases: Callable[[str, Path], Case], tmp_path: Path) -> Case:
+    return cases(request.param, tmp_path / "model")
 
 
 @pytest.fixture
-def trees(table: TrainingTable, tmp_path: Path) -> Case:
-    return _saved(table, "lightgbm", tmp_path / "model")
+def trees(cases: Callable[[str, Path], Case], tmp_path: Path) -> Case:
+    return cases("lightgbm", tmp_path / "model")
 
 
 def test_what_comes_back_predicts_as_what_was_trained(
@@ -78,7 +95,13 @@ def test_the_manifest_says_all_there_is_to_know(case: Case, table: TrainingTable
     assert set(manifest["files"]) == {path.name for path in case.folder.iterdir()} - {MANIFEST}
     assert manifest["dataset_digest"] == table.digest
     assert manifest["code_digest"] == code_digest()
+    assert manifest["lock_digest"] == lock_digest() == sha256(LOCK.read_bytes()).hexdigest()
+    assert manifest["code_version"] == version("tradeflows")
+    for name, listed in manifest["files"].items():
+        data = (case.folder / name).read_bytes()
+        assert listed == {"sha256": sha256(data).hexdigest(), "size": len(data)}
     assert manifest["input"]["rows_needed"] == SET.rows_needed
+    assert (manifest["input"]["calendar"], manifest["input"]["gaps_tolerated"]) == ("24/7", 0)
     assert manifest["features"]["version"] == SET.version
     assert manifest["metadata"] == {"data_mode": "simulated"}
 
@@ -122,6 +145,12 @@ def test_a_missing_surplus_or_linked_file_is_refused(trees: Case) -> None:
     booster.unlink()
     booster.write_bytes(whole)
     assert load(trees.folder).fitted.name == "lightgbm"
+    booster.unlink()
+    os.mkfifo(booster)  # would keep whoever reads it waiting for ever
+    with pytest.raises(ModelRejected, match=r"booster\.txt"):
+        load(trees.folder)
+    booster.unlink()
+    booster.write_bytes(whole)
     with pytest.raises(ModelRejected, match=r"manifest\.json is missing"):
         load(trees.folder.parent / "nowhere")
 
@@ -135,7 +164,7 @@ def test_another_whole_model_is_refused_where_the_manifest_is_known(trees: Case)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(schema=2), "schema"),
+        (lambda m: m.update(schema=1), "schema"),
         (lambda m: m.update(files=[]), "schema"),
         (lambda m: m.update(estimator="oracle"), "oracle"),
         (lambda m: m["features"].update(version="features-0"), "features-0"),
@@ -160,9 +189,43 @@ def test_a_manifest_that_this_code_cannot_honour_is_refused(
 def test_a_feature_that_changed_its_arithmetic_is_noticed_by_the_probe(
     trees: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ml.features, "_log_returns", lambda close, bars: np.full(len(close), 0.05))
+    real = ml.model.features
+    monkeypatch.setattr(ml.model, "features", lambda *asked: -real(*asked))
     with pytest.raises(ModelRejected, match="probe"):
         load(trees.folder, trees.saved.sha256)
+
+
+def test_files_can_be_verified_without_being_parsed(trees: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verified(trees.folder, trees.saved.sha256)
+    assert found.manifest == trees.saved.manifest
+    assert found.files == {name: (trees.folder / name).read_bytes() for name in found.manifest["files"]}
+    # a text that makes LightGBM end the process shows that nobody gave it to LightGBM
+    (trees.folder / "booster.txt").write_bytes(found.files["booster.txt"].replace(b"num_leaves=", b"num_leaves=9", 1))
+    with pytest.raises(ModelRejected, match=r"booster\.txt has"):
+        load(trees.folder, trees.saved.sha256)
+
+
+def test_a_scaler_that_was_taken_out_is_missed_whoever_rewrote_the_manifest(
+    cases: Callable[[str, Path], Case], tmp_path: Path
+) -> None:
+    linear = cases("logistic", tmp_path / "model")
+    numbers = linear.folder / "estimator.json"
+    whole, manifest = numbers.read_bytes(), json.loads((linear.folder / MANIFEST).read_text())
+    numbers.unlink()
+    with pytest.raises(ModelRejected, match=r"estimator\.json is missing"):
+        load(linear.folder, linear.saved.sha256)
+    without = {key: value for key, value in json.loads(whole).items() if key not in {"means", "scales"}}
+    assert len(without) == len(json.loads(whole)) - 2
+    numbers.write_text(json.dumps(without))
+    with pytest.raises(ModelRejected, match=r"estimator\.json has"):
+        load(linear.folder, linear.saved.sha256)
+    data = numbers.read_bytes()
+    manifest["files"]["estimator.json"] = {"sha256": sha256(data).hexdigest(), "size": len(data)}
+    (linear.folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelRejected, match=r"manifest\.json has sha256"):
+        load(linear.folder, linear.saved.sha256)
+    with pytest.raises(ModelRejected, match=r"estimator\.json lacks"):
+        load(linear.folder)
 
 
 def test_nothing_is_pickled_on_the_way_in_or_out(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,98 +253,8 @@ def test_saving_into_a_folder_in_use_or_with_strange_metadata_is_refused(trees: 
 
 def test_importing_the_loader_is_cheap() -> None:
     heavy = "{'mlflow', 'lightgbm', 'sklearn', 'matplotlib', 'prefect', 'numba'}"
-    code = f"import sys, ml.artifact, ml.training, ml.promotion, ml.plots; sys.exit(str(set(sys.modules) & {heavy}))"
-    root = Path(ml.features.__file__).resolve().parents[1]
+    modules = "ml.artifact, ml.serving, ml.training, ml.promotion, ml.plots"
+    code = f"import sys, {modules}; sys.exit(str(set(sys.modules) & {heavy}))"
+    root = Path(ml.model.__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"
-
-
-# --- a model in use -------------------------------------------------------------------------------
-
-
-def test_a_prediction_reads_like_one(trees: Case, predictable: pd.DataFrame) -> None:
-    model = load(trees.folder)
-    found = [model.predict(predictable.iloc[:end]) for end in range(2000, 2200, 7)]
-    assert {one.signal for one in found} == set(Signal)
-    for one in found:
-        assert one.p_short + one.p_neutral + one.p_long == pytest.approx(1)
-        assert one.confidence == {"Short": one.p_short, "Neutral": one.p_neutral, "Long": one.p_long}[one.signal]
-        assert one.reasons[0].endswith(one.signal)
-        assert len(one.reasons) == 4
-    assert found[0].open_time == predictable.index[1999]
-
-
-def test_shadow_replays_the_backtest(trees: Case, predictable: pd.DataFrame) -> None:
-    model = load(trees.folder)
-    candles = predictable.iloc[1700:2300]
-    targets = model.targets(candles)
-    assert targets.dtype == np.int8
-    assert (targets[: model.rows_needed - 1] == 0).all()
-    for at in range(model.rows_needed - 1, len(candles), 5):
-        live = model.predict(candles.iloc[at + 1 - model.rows_needed : at + 1])
-        assert live.signal.direction == targets[at]
-    assert set(targets) == {-1, 0, 1}
-    np.testing.assert_array_equal(model.targets(candles, short_allowed=False), np.maximum(targets, 0))
-
-
-def test_the_future_does_not_change_targets(trees: Case, predictable: pd.DataFrame) -> None:
-    model = load(trees.folder)
-    whole = model.targets(predictable)
-    np.testing.assert_array_equal(model.targets(predictable.iloc[:2500]), whole[:2500])
-
-
-def test_candles_that_do_not_fit_are_refused(trees: Case, predictable: pd.DataFrame) -> None:
-    model: Model = load(trees.folder)
-    candles = predictable.iloc[:400]
-    assert model.predict(candles)
-    gap = candles.drop(index=candles.index[100:150])
-    assert model.predict(gap).open_time == candles.index[-1]
-    with pytest.raises(InsufficientHistory, match=rf"needs {model.rows_needed} 1h candles and there are 50"):
-        model.predict(candles.iloc[:50])
-    holed = candles.copy()
-    holed.iloc[5, 2] = np.nan
-    wrong = {
-        "volume": candles.drop(columns="volume"),
-        "impossible": holed,
-        "increasing": candles.iloc[::-1],
-        "at least 120 minutes": predictable.iloc[::2],
-        "float64": candles.astype({"volume": "int64"}),
-        "index": candles.reset_index(drop=True),
-    }
-    for said, frame in wrong.items():
-        for use in (model.predict, model.predict_all, model.targets):
-            with pytest.raises(CandleContractError, match=said):
-                use(frame)
-
-
-def test_mlflow_may_ask_with_a_column_of_times_text_or_milliseconds(trees: Case, predictable: pd.DataFrame) -> None:
-    served = _load_pyfunc(str(trees.folder))
-    candles = predictable.iloc[:400]
-    expected = load(trees.folder).predict(candles)
-    plain = candles.reset_index()
-    stamps = pd.DatetimeIndex(plain["open_time"])
-    asked = [
-        candles,
-        plain,
-        plain.assign(open_time=[stamp.isoformat() for stamp in stamps]),
-        plain.assign(open_time=stamps.asi8),
-        plain.assign(open_time=stamps.tz_convert("Asia/Tokyo")),
-    ]
-    for frame in asked:
-        row = served.predict(frame)
-        assert len(row) == 1
-        assert row["signal"].item() == expected.signal.value
-        assert row["p_long"].item() == expected.p_long
-        assert row["open_time"].item() == expected.open_time.isoformat()
-        json.loads(row.to_json(orient="records"))
-    for frame, said in (
-        (plain.assign(open_time=stamps.tz_localize(None)), "time zone"),
-        (plain.drop(columns="open_time"), "no open_time"),
-        (plain.drop(columns="close"), "close"),
-        (plain.assign(open_time="yesterday or so"), "cannot be read"),
-        (plain.assign(open_time=plain["open_time"].where(plain.index > 0)), "missing in some rows"),
-    ):
-        with pytest.raises(CandleContractError, match=said):
-            served.predict(frame)
-    with pytest.raises(InvalidRequest, match="temperature"):
-        served.predict(candles, {"temperature": 1})

@@ -20,7 +20,7 @@ from tasks.models import Champion
 from tasks.store import Store, analyses, open_store, write_candles
 from trading.analysis import Signal
 from trading.candles import frame_of
-from trading.errors import InsufficientHistory
+from trading.errors import CandleGap, InsufficientHistory, ModelRejected
 from trading.window import Timeframe, Window
 
 START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 11, tzinfo=UTC)
@@ -69,26 +69,34 @@ class Oracle:
 
     says: Mapping[str, Prediction | Exception] = field(default_factory=dict)
 
-    def predict(self, candles: pd.DataFrame) -> Prediction:
+    def predict(self, candles: pd.DataFrame, calendar: str | None = None) -> Prediction:
         said = self.says[SYMBOLS[round(float(candles["close"].iloc[0]) / 100) - 1]]
         if isinstance(said, Exception):
             raise said
         return said
 
 
-Run = Callable[[Mapping[str, Prediction | Exception]], tuple[list[analysing.Analysed], list[str]]]
+Run = Callable[..., tuple[list[analysing.Analysed], list[str]]]
 
 
 @pytest.fixture
 def run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the task's body with a champion that says so."""
 
-    def task(says: Mapping[str, Prediction | Exception]) -> tuple[list[analysing.Analysed], list[str]]:
+    def task(
+        says: Mapping[str, Prediction | Exception], degraded: str | None = None, refused: ModelRejected | None = None
+    ) -> tuple[list[analysing.Analysed], list[str]]:
         model: Any = Oracle(says)
-        chosen = Champion(model, "AAA-BBB-CCC-1h", "7", "run", "trees", 0, "sha", "http://models/7")
+        chosen = Champion(model, "AAA-BBB-CCC-1h", "7", "run", "trees", 0, "sha", "http://models/7", degraded)
+
+        def champion(*_: object, **__: object) -> Champion:
+            if refused is not None:
+                raise refused
+            return chosen
+
         monkeypatch.setattr(analysing, "load_settings", SimpleNamespace)
         monkeypatch.setattr(analysing.registry, "connect", lambda _: None)
-        monkeypatch.setattr(analysing, "champion", lambda *_: chosen)
+        monkeypatch.setattr(analysing, "champion", champion)
         monkeypatch.setattr(analysing, "configured_store", lambda _: open_store(tmp_path))
         return analysing.analyse_task.fn(SYMBOLS, SYMBOLS, Timeframe.H1, START, END, END)
 
@@ -141,11 +149,48 @@ def test_a_model_that_says_the_same_of_all_symbols_is_reported_with_each(run: Ru
     assert all(row.reasons[-1] == "warning: distinct predictions must be at least 2: 1 among 3" for row in rows)
 
 
-def test_one_symbol_without_history_does_not_stop_the_others(run: Run) -> None:
-    one, _, three = spread()
-    rows, errors = run({"AAA": one, "BBB": InsufficientHistory("a prediction needs more"), "CCC": three})
+def test_where_the_model_has_too_little_to_go_by_the_rules_speak_and_the_analysis_says_why(
+    run: Run, store: Store
+) -> None:
+    one, _, _ = spread()
+    silence = {"AAA": one, "BBB": InsufficientHistory("a prediction needs more"), "CCC": CandleGap("bars are missing")}
+    rows, errors = run(silence)
+    assert errors == []
+    assert [row.symbol for row in rows] == SYMBOLS
+    assert [row.model_version for row in rows] == ["v7 trees", None, None]
+    for row, why in zip(rows[1:], ("a prediction needs more", "bars are missing"), strict=True):
+        assert row.reasons[-1] == f"AAA-BBB-CCC-1h version 7 is silent: {why}"
+        [stored] = analyses(store, row.symbol)
+        assert stored["analysis"]["absent"] == ["model"]
+
+
+def test_a_symbol_without_candles_does_not_stop_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = analysing.read_candles
+
+    def without(store: Store, window: Window) -> pd.DataFrame:
+        candles = real(store, window)
+        return candles.iloc[:0] if window.symbol == "BBB" else candles
+
+    monkeypatch.setattr(analysing, "read_candles", without)
+    rows, errors = run(dict(zip(SYMBOLS, spread(), strict=True)))
     assert [row.symbol for row in rows] == ["AAA", "CCC"]
-    assert errors == ["BBB: a prediction needs more"]
+    assert len(errors) == 1
+    assert errors[0].startswith("BBB: the store holds no candles")
+
+
+def test_a_degraded_champion_says_so_in_every_analysis(run: Run, store: Store) -> None:
+    said = "version 8 was refused: its scaler was changed; version 7 (previous) takes its place"
+    rows, _ = run(dict(zip(SYMBOLS, spread(), strict=True)), degraded=said)
+    assert all(row.reasons[-1] == said for row in rows)
+    assert {row.model_version for row in rows} == {"v7 trees, degraded"}
+    [stored] = analyses(store, "AAA")
+    assert stored["model"]["degraded"] == said
+
+
+def test_with_no_version_that_verifies_the_rules_speak_and_the_run_fails(run: Run) -> None:
+    rows, errors = run({}, refused=ModelRejected("no version of AAA-BBB-CCC-1h can be used"))
+    assert [row.model_version for row in rows] == [None, None, None]
+    assert errors == ["no version of AAA-BBB-CCC-1h can be used"]
 
 
 def test_without_predictions_nothing_is_judged() -> None:

@@ -602,6 +602,7 @@ def test_threads_of_one_owner_all_get_its_lease(documents: Documents) -> None:
     assert got == [True] * 80
 
 
+@pytest.mark.integration
 def test_eight_processes_race_for_a_database_that_none_has_opened_before(
     address: str, worker: Callable[..., Worker]
 ) -> None:
@@ -616,6 +617,7 @@ def test_eight_processes_race_for_a_database_that_none_has_opened_before(
         assert (total["value"], total["rev"]) == (8 * rounds, 8 * rounds)
 
 
+@pytest.mark.integration
 def test_a_process_killed_while_it_writes_leaves_the_old_or_the_new(
     address: str, worker: Callable[..., Worker]
 ) -> None:
@@ -691,6 +693,7 @@ def test_the_order_of_disjoint_writes_does_not_matter(store: Store) -> None:
     pd.testing.assert_frame_equal(read_candles(store, window_of(0, 240)), expected, check_exact=True)
 
 
+@pytest.mark.integration
 def test_eight_processes_write_one_series_and_nothing_is_lost(
     address: str, store: Store, worker: Callable[..., Worker]
 ) -> None:
@@ -725,6 +728,7 @@ def test_a_reader_sees_a_chunk_as_it_was_or_as_it_is(address: str, store: Store,
         assert list(chunk) == sorted(chunk)
 
 
+@pytest.mark.integration
 def test_a_writer_of_candles_killed_at_any_moment_leaves_each_chunk_old_or_new(
     address: str, worker: Callable[..., Worker]
 ) -> None:

@@ -63,6 +63,7 @@ LASTING: list[BaseException] = [
     errors.InsufficientHistory("few"),
     errors.SourcesDisagree("other prices"),
     errors.DatasetLost("corrected since"),
+    errors.CandleGap("three bars are missing"),
     errors.SourceRefused("no", 403),
     errors.MalformedResponse("not JSON"),
     errors.StoreUnavailable("unwritable"),

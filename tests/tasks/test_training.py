@@ -1,54 +1,219 @@
-"""Nothing is fitted on a feature matrix that is not what its features declare."""
+"""A training leaves runs to compare, a signed version and the gate's word; what chance made is never promoted."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 import ml.training
-from ml.features import FeatureSet
-from tasks.datasets import Dataset
-from tasks.training import TrainingRequest, learn
-from trading.candles import frame_of
-from trading.errors import ExpectationFailed
-from trading.window import Timeframe, Window
+from ml.training import TrainingTable
+from tasks import ledger, promotions, registry, training_runs
+from tasks.datasets import Dataset, load, select
+from tasks.learning import TrainingRequest, learn
+from tasks.models import champion
+from tasks.settings import Settings
+from tasks.store import Store, open_store, write_candles
+from tasks.training import Trained, judge_of, train
+from trading.candles import between, frame_of
+from trading.window import Timeframe, Window, split_by_period
 
-WINDOW = Window("AAA", Timeframe.H1, datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 3, 10, tzinfo=UTC))
-DATASET = Dataset((WINDOW,), {"AAA": WINDOW.slots}, "digest", "simulated", {"AAA": "24/7"}, {})
-REQUEST = TrainingRequest(4, 3, 7, 0.001, 0.0005, 0.005, -0.005)
+pytestmark = pytest.mark.integration
 
-
-def candles(*, volume: float | None = None) -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.01, WINDOW.slots)))
-    traded = rng.uniform(1, 10, WINDOW.slots) if volume is None else np.full(WINDOW.slots, volume)
-    stamps = int(WINDOW.start.timestamp() * 1000) + 3_600_000 * np.arange(WINDOW.slots)
-    return frame_of(stamps, np.column_stack([close, close * 1.002, close * 0.998, close, traded]))
-
-
-def test_a_feature_out_of_its_bounds_stops_the_training_before_anything_is_fitted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real = ml.training.features
-
-    def spoilt(frame: pd.DataFrame, feature_set: FeatureSet) -> pd.DataFrame:
-        table = real(frame, feature_set)
-        table["rsi"] = table["rsi"] * 100  # somebody forgot to divide
-        return table
-
-    def fit(*_: object, **__: object) -> None:
-        raise AssertionError("something was fitted")
-
-    monkeypatch.setattr(ml.training, "features", spoilt)
-    monkeypatch.setattr(ml.training, "walk_forward", fit)
-    with pytest.raises(ExpectationFailed, match=r"critical: rsi must be .* of AAA at 2024-.*; nothing was trained"):
-        learn({"AAA": candles()}, DATASET, REQUEST)
+START = datetime(2023, 1, 1, tzinfo=UTC)
+BARS = 2_600
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+REQUEST = TrainingRequest(4, 3, 7, 0.0, 0.0, 0.001, -0.001, estimators=("logistic",))
 
 
-def test_warnings_go_with_what_was_learned() -> None:
-    assert learn({"AAA": candles()}, DATASET, REQUEST).findings == ()
-    learned = learn({"AAA": candles(volume=5.0)}, DATASET, REQUEST)
-    assert learned.findings == ("warning: volume_ratio must have at least 2 distinct values: 1",)
+def momentum(seed: int) -> pd.DataFrame:
+    """A market that goes on as it went: the sign of the next returns follows that of the last ones."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 0.004, BARS)
+    drift = np.zeros(BARS)
+    for bar in range(1, BARS):
+        drift[bar] = 0.92 * drift[bar - 1] + 0.25 * noise[bar - 1]
+    close = 100 * np.exp(np.cumsum(noise + drift))
+    open_ = np.r_[close[0], close[:-1]]
+    above, below = 1 + rng.uniform(0, 0.001, (2, BARS))
+    stamps = int(START.timestamp() * 1000) + 3_600_000 * np.arange(BARS)
+    high, low = np.maximum(open_, close) * above, np.minimum(open_, close) / below
+    return frame_of(stamps, np.column_stack([open_, high, low, close, rng.uniform(1, 10, BARS)]))
+
+
+def stored(store: Store, symbol: str, candles: pd.DataFrame) -> None:
+    whole = Window(symbol, Timeframe.H1, START, START + BARS * timedelta(hours=1))
+    for part in split_by_period(whole):
+        rows = between(candles, part)
+        written = write_candles(store, part, rows, "simulated")
+        entry = ledger.LedgerEntry(
+            window=part, status=ledger.APPROVED, rows=len(rows), quarantined={}, gaps=0, suite="test", flow_run_id=None,
+            data_mode="simulated", source="test", calendar="24/7", recorded_at=NOW, findings=(), added=len(rows),
+            digest=written.digest,
+        )  # fmt: skip
+        ledger.record(store, entry)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Settings, registry and store of one home folder."""
+
+    settings: Settings
+    client: MlflowClient
+    store: Store
+
+    def dataset(self, symbol: str, bars: int = BARS) -> Dataset:
+        end = START + bars * timedelta(hours=1)
+        return select(self.store, [symbol], Timeframe.H1, START, end, now=NOW)
+
+    def train(self, symbol: str, bars: int = BARS, **changed: Any) -> Trained:
+        request = dataclasses.replace(REQUEST, **changed)
+        dataset = self.dataset(symbol, bars)
+        return train(self.store, self.settings, self.client, dataset, request, now=NOW, flow_run_id=None)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    home = tmp_path_factory.mktemp("training")
+    settings = Settings(home=home)
+    with open_store(home) as store:
+        for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD")):
+            stored(store, symbol, momentum(number))
+        yield Bench(settings, registry.connect(settings), store)
+
+
+def children(bench: Bench, trained: Trained) -> dict[str, list[Any]]:
+    """The runs below a training by kind."""
+    experiment = bench.client.get_run(trained.run_id).info.experiment_id
+    found: dict[str, list[Any]] = {}
+    for run in bench.client.search_runs([experiment], max_results=1000):
+        if run.info.run_id != trained.run_id and run.data.tags["training_key"] == _key(bench, trained):
+            found.setdefault(run.data.tags["kind"], []).append(run)
+    return found
+
+
+def _key(bench: Bench, trained: Trained) -> str:
+    return str(bench.client.get_run(trained.run_id).data.tags["training_key"])
+
+
+def test_a_training_can_be_compared_traced_and_used(bench: Bench) -> None:
+    trained = bench.train("AAA")
+    assert trained.promoted, trained.decision
+    run = bench.client.get_run(trained.run_id)
+    wanted = {"log_loss", "skill", "auc", "information_coefficient", "hit_rate", "total_return", "sharpe",
+              "sharpe_error", "max_drawdown", "turnover", "rows"}  # fmt: skip
+    assert wanted <= set(run.data.metrics)
+    assert run.data.tags["gate"] == "promoted"
+    assert run.data.tags["mlflow.note.content"].startswith("**promoted**")
+    assert run.data.tags["dataset_digest"] == trained.dataset_digest
+    assert run.data.tags["data_mode"] == "simulated"
+    (logged,) = run.inputs.dataset_inputs
+    assert json.loads(logged.dataset.source)["digest"] == trained.dataset_digest
+    below = children(bench, trained)
+    names = {run.info.run_name for run in below["estimator"]}
+    assert names == {"baseline", "neutral", "persistence", "hold", "logistic"}
+    assert len(below["fold"]) == REQUEST.folds * len(names)
+    assert {fold.data.tags["mlflow.parentRunId"] for fold in below["fold"]} == {
+        estimator.info.run_id for estimator in below["estimator"]
+    }
+    files = {file.path for file in bench.client.list_artifacts(trained.run_id)}
+    assert {training_runs.UNSEEN, training_runs.REFERENCE, training_runs.IMPORTANCE, "summary.json"} <= files
+    assert {"fold_losses.png", "reliability.png", "importance.png", "equity.png"} <= files
+    chosen = champion(bench.client, bench.settings, trained.model, store=bench.store, now=NOW)
+    assert (chosen.version, chosen.degraded) == (trained.version, None)
+    (change,) = promotions.history(bench.store, trained.model)
+    assert (change.to_version, change.evidence_run, change.manual) == (trained.version, trained.run_id, False)
+
+
+def test_an_equal_training_is_not_done_again_and_a_later_one_meets_the_champion(bench: Bench) -> None:
+    first = bench.train("BBB", 2_000)
+    assert first.promoted, first.decision
+    again = bench.train("BBB", 2_000)
+    assert again.reused
+    assert (again.version, again.run_id) == (first.version, first.run_id)
+    later = bench.train("BBB", BARS)
+    assert later.version == "2"
+    # the same recipe on newer candles: it scores as the champion's, which walks through the same folds
+    assert any("its recipe on newer candles" in reason for reason in later.decision)
+    other = bench.train("BBB", BARS, horizon=6)
+    assert not other.promoted
+    assert any("made with other label" in reason for reason in other.decision)
+
+
+def test_two_trainings_that_end_at_once_leave_one_champion_and_both_in_the_history(bench: Bench) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda bars: bench.train("CCC", bars), (2_300, BARS)))
+    assert {one.version for one in done} == {"1", "2"}
+    name = done[0].model
+    moves = promotions.history(bench.store, name)
+    assert len(moves) == sum(one.promoted for one in done) >= 1
+    named = registry.version_of(bench.client, name, registry.CHAMPION)
+    assert named is not None
+    assert str(named.version) == moves[-1].to_version
+    if len(moves) == 2:
+        assert moves[1].from_version == moves[0].to_version
+
+
+def test_every_trial_of_a_tuning_is_logged_and_counts_as_luck(bench: Bench) -> None:
+    trained = bench.train("DDD", estimators=("lightgbm",), tune_trials=3, folds=2)
+    trials = children(bench, trained)["trial"]
+    assert sorted(run.info.run_name for run in trials) == ["trial 0", "trial 1", "trial 2"]
+    assert all({"log_loss", "total_return"} <= set(run.data.metrics) for run in trials)
+    metrics = bench.client.get_run(trained.run_id).data.metrics
+    assert metrics["tuning.trials"] == 3
+    assert any(reason.startswith("tuning, 3 trials of lightgbm: ") for reason in trained.luck)
+    params = bench.client.get_run(trained.run_id).data.params
+    assert any(key.startswith("lightgbm.") for key in params)
+
+
+def test_a_model_of_shuffled_labels_is_never_promoted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the market whose sound model is promoted above, with nobody to beat but chance."""
+    real: Callable[..., TrainingTable] = ml.training.assemble
+    dataset = bench.dataset("AAA")
+    frames = load(bench.store, dataset)
+
+    def shuffled(seed: int) -> Callable[..., TrainingTable]:
+        def assemble(*args: Any, **kwargs: Any) -> TrainingTable:
+            table = real(*args, **kwargs)
+            order = np.random.default_rng(seed).permutation(len(table))
+            return dataclasses.replace(table, y=table.y[order], forward_return=table.forward_return[order])
+
+        return assemble
+
+    for seed in range(20):
+        monkeypatch.setattr(ml.training, "assemble", shuffled(seed))
+        request = dataclasses.replace(REQUEST, seed=seed, estimators=("logistic", "lightgbm"))
+        learned = learn(frames, dataset, request)
+        decision = judge_of(bench.client, "NOBODY-1h", learned, frames, dataset, request)(None)
+        assert not decision.promote, (seed, decision.reasons)
+        # the gate saw through the scores; it did not only miss a figure
+        assert any("skill" in reason or "folds" in reason for reason in decision.reasons[:2])
+
+
+def test_a_training_that_dies_leaves_no_open_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(training_runs, "log_children", broken)
+    with pytest.raises(OSError, match="no space"):
+        bench.train("DDD", horizon=9)
+    experiment = bench.client.get_experiment_by_name("train DDD-1h h9")
+    assert experiment is not None
+    (run,) = bench.client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_an_unknown_home_is_made_for_the_trials(tmp_path: Path) -> None:
+    from tasks.training import _trials
+
+    assert _trials(Settings(home=tmp_path / "new")).endswith("new/tuning.db")
+    assert (tmp_path / "new").is_dir()

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import talib
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ta.momentum import (
     KAMAIndicator,
     PercentagePriceOscillator,
@@ -22,7 +24,7 @@ from ta.momentum import (
 )
 from ta.trend import MACD, ADXIndicator, CCIIndicator, EMAIndicator, SMAIndicator, TRIXIndicator, WMAIndicator
 from ta.volatility import AverageTrueRange, BollingerBands, DonchianChannel
-from ta.volume import AccDistIndexIndicator, MFIIndicator, OnBalanceVolumeIndicator
+from ta.volume import AccDistIndexIndicator, MFIIndicator, OnBalanceVolumeIndicator, VolumeWeightedAveragePrice
 
 from trading import indicators as own
 
@@ -39,9 +41,20 @@ def columns(bars: Bars, *names: str) -> list[np.ndarray]:
 HLC = ("high", "low", "close")
 
 
-def vwap_by_definition(bars: Bars) -> pd.Series:
-    typical = (bars["high"] + bars["low"] + bars["close"]) / 3
-    return (typical * bars["volume"]).rolling(14).sum() / bars["volume"].rolling(14).sum()
+def direction(bars: Bars) -> np.ndarray:
+    plus, minus = own.directional_movement(*columns(bars, "high", "low"))
+    return (plus - minus) / (plus + minus)
+
+
+def direction_of_ta(bars: Bars) -> pd.Series:
+    both = ADXIndicator(bars["high"], bars["low"], bars["close"])
+    return (both.adx_pos() - both.adx_neg()) / (both.adx_pos() + both.adx_neg())
+
+
+def vwap_of_ta(bars: Bars) -> pd.Series:
+    return VolumeWeightedAveragePrice(
+        bars["high"], bars["low"], bars["close"], bars["volume"], 14
+    ).volume_weighted_average_price()
 
 
 PAIRS: dict[str, tuple[Callable[[Bars], np.ndarray], Callable[[Bars], pd.Series]]] = {
@@ -78,11 +91,26 @@ PAIRS: dict[str, tuple[Callable[[Bars], np.ndarray], Callable[[Bars], pd.Series]
         lambda b: own.bollinger(*columns(b, "close"))[2],
         lambda b: BollingerBands(b["close"]).bollinger_lband(),
     ),
-    # TA-Lib has none, so ours is ``ta``'s, and the definition holds it
-    "vwap": (lambda b: own.vwap(*columns(b, *HLC, "volume")), vwap_by_definition),
+    "adx_of_directions": (
+        lambda b: 100 * own.wilder(np.abs(direction(b)), 14),
+        lambda b: ADXIndicator(b["high"], b["low"], b["close"]).adx(),
+    ),
+    "direction": (direction, direction_of_ta),
+    # TA-Lib has none
+    "vwap": (lambda b: own.vwap(*columns(b, *HLC, "volume")), vwap_of_ta),
 }
 # figures around zero are held to 1e-9 of their usual size, not of the moment's
-SIGNED = {"macd", "macd_signal", "macd_histogram", "roc", "cci", "williams_r", "stochastic_k", "stochastic_d"}
+SIGNED = {
+    "direction",
+    "macd",
+    "macd_signal",
+    "macd_histogram",
+    "roc",
+    "cci",
+    "williams_r",
+    "stochastic_k",
+    "stochastic_d",
+}
 
 
 # what both libraries have and we do not offer yet, so that either can be chosen when we do; Aroon is
@@ -181,3 +209,61 @@ def test_warm_up_is_nan_not_zero(sessions: Bars) -> None:
         values: Any = PAIRS[name][0](sessions)
         assert np.isnan(values[:first]).all(), name
         assert np.isfinite(values[first]), name
+
+
+# --- windows summed afresh ------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(0, 120), period=st.integers(1, 70))
+def test_windows_are_those_of_numpy(seed: int, rows: int, period: int) -> None:
+    values = np.random.default_rng(seed).normal(100, 1, rows)
+    total, (mean, deviation) = own.window_sum(values, period), own.window_moments(values, period)
+    for found in (total, mean, deviation):
+        assert found.shape == (rows,)
+        assert np.isnan(found[: period - 1]).all()
+    if rows >= period:
+        windows = np.lib.stride_tricks.sliding_window_view(values, period)
+        np.testing.assert_allclose(total[period - 1 :], windows.sum(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(mean[period - 1 :], windows.mean(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(deviation[period - 1 :], windows.std(axis=1), rtol=1e-9, atol=1e-13)
+
+
+def test_windows_are_the_same_numbers_wherever_the_series_starts() -> None:
+    # longer than the pieces in which the moments are computed
+    values = np.random.default_rng(1).lognormal(3, 2, 50_000)
+    for period in (1, 5, 20, 50):
+        whole = own.window_sum(values, period), *own.window_moments(values, period)
+        part = own.window_sum(values[777:], period), *own.window_moments(values[777:], period)
+        for every, some in zip(whole, part, strict=True):
+            np.testing.assert_array_equal(some[period - 1 :], every[777 + period - 1 :])
+
+
+def test_nothing_is_left_of_prices_long_gone() -> None:
+    values = np.r_[np.full(100, 1e6), np.full(100, 1e-7)]
+    mean, deviation = own.window_moments(values, 20)
+    assert mean[-1] == 1e-7
+    assert deviation[-1] == 0
+    assert own.window_sum(values, 20)[-1] == pytest.approx(2e-6, rel=1e-12)
+    # which is why they are not taken from TA-Lib
+    assert talib.SMA(values, 20)[-1] != pytest.approx(1e-7, rel=1e-6)
+
+
+# --- where TA-Lib gives up ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rsi", "adx", "direction", "cci", "bollinger_upper", "stochastic_k", "atr"])
+def test_a_coin_may_cost_next_to_nothing(name: str, sessions: Bars) -> None:
+    cheap = sessions.iloc[:500] / 2**45
+    scale = 2**45 if name in {"bollinger_upper", "atr"} else 1
+    np.testing.assert_allclose(PAIRS[name][0](cheap) * scale, PAIRS[name][0](sessions.iloc[:500]), rtol=1e-9)
+
+
+def test_an_empty_range_has_the_close_in_its_middle() -> None:
+    flat = np.full(60, 0.1 + 0.2)
+    k, d = own.stochastic(flat, flat, flat)
+    assert (k[-1], d[-1]) == (50, 50)
+    assert own.williams_r(flat, flat, flat)[-1] == -50
+    # by TA-Lib alone it is what rounding makes of 0 / 0
+    assert own.cci(flat, flat, flat)[-1] == 0
+    assert own.vwap(flat, flat, flat, np.zeros(60))[-1] == flat[-1]

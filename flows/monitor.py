@@ -1,0 +1,88 @@
+"""Monitor: live bars against what the champion was trained on; a model that has drifted is trained again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.states import Completed
+
+from flows.ingest import bring_up_to_date
+from flows.parameters import Days, End, HitRateDrop, Level, PsiThreshold, Refresh, Start, Symbols
+from ml.monitoring import STABLE, DriftRule
+from tasks import reports
+from tasks.monitoring import Monitored, monitor_task
+from tasks.periods import run_moment, span
+from trading.window import Timeframe
+
+
+@flow(name="monitor", flow_run_name="monitor-{timeframe}", retries=0, persist_result=False)
+def monitor(
+    symbols: Symbols,
+    timeframe: Timeframe = Timeframe.H1,
+    days: Days = 30,
+    start: Start = None,
+    end: End = None,
+    refresh: Refresh = None,
+    psi_moderate: PsiThreshold = 0.1,
+    psi_large: PsiThreshold = 0.25,
+    level: Level = 0.01,
+    hit_rate_drop: HitRateDrop = 0.1,
+) -> Monitored:
+    """Compare features, predictions and hit rate of the bars since the training with those of the training.
+
+    The run ends Completed when the champion is as it was, in the state Drifted when it must be trained
+    again (the event tradeflows.model.drifted then starts the train deployment, whose gate decides about
+    the new model), and in the state Unknown when there is no champion, no reference or too little to say.
+    A second run over the same bars gives the same answer and starts nothing.
+
+    Args:
+        symbols: Symbols as the source spells them, such as BTCUSDT.
+        timeframe: Length of a bar.
+        days: How many days to look back where no start is given.
+        start: Open time of the first bar (UTC). Empty: so many days back.
+        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
+        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
+        psi_moderate: Population stability index above which an unusual shift is called moderate.
+        psi_large: Population stability index above which an unusual shift is drift.
+        level: How often the test of the hit rate may be wrong about a model that is as good as it was.
+        hit_rate_drop: Drop of the hit rate, 0.1 for ten points, that the test's power is stated for.
+    """
+    moment = run_moment()
+    first, last = span(timeframe, start, end, days, moment)
+    if refresh is not None:
+        bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
+    rule = DriftRule(moderate=psi_moderate, large=psi_large, level=level, effect=hit_rate_drop)
+    found = monitor_task(symbols, timeframe, first, last, rule, moment)
+    _publish(found)
+    if found.state != STABLE:
+        # Prefect hands the data to the caller, and shows the name and the message
+        named: Monitored = Completed(  # type: ignore[assignment]
+            name=found.state.capitalize(), message="; ".join(found.reasons)[:1000], data=found
+        )
+        return named
+    return found
+
+
+def _publish(found: Monitored) -> None:
+    title = f"{found.model} version {found.version}" if found.version else f"{found.model} has no champion"
+    text = [
+        f"# {title}: {found.state}",
+        f"Data: **{found.data_mode}**. {found.rows:,} live rows {found.live}. "
+        f"{'Reused: the same bars were looked at before.' if found.reused else ''}",
+        *([f"[Model version]({found.link})"] if found.link else []),
+        *reports.section("Train again" if found.retrain else "Nothing to do", found.reasons),
+    ]
+    if found.columns:
+        order = sorted(found.columns, key=lambda column: -column["psi"] / column["limit"])
+        text += ["## Against training, the nearest to its limit first", reports.markdown_table([*map(_row, order)])]
+    key = f"monitor-{found.model}".lower().replace("_", "-").replace(".", "-")
+    reports.markdown(key, "\n\n".join(text), f"{found.state}: {found.reasons[0]}"[:200])
+    if found.picture is not None:
+        reports.picture(f"drift-{found.model}".lower().replace("_", "-").replace(".", "-"), Path(found.picture), title)
+
+
+def _row(column: dict[str, object]) -> dict[str, object]:
+    figures = {name: f"{column[name]:.3f}" for name in ("psi", "expected", "limit", "ks")}
+    verdict = "**drifted**" if column["drifted"] else "unusual" if column["unusual"] else "usual"
+    return {"column": column["name"], **figures, "size": column["size"], "verdict": verdict}
