@@ -93,7 +93,8 @@ def _publish(trained: Trained) -> None:
     text = [
         f"# {trained.model} version {trained.version}: {trained.winner}",
         f"Data: **{trained.data_mode}**. {'Reused: an equal training was done before.' if trained.reused else ''}",
-        f"[MLflow run]({trained.run_link}) · [model version]({trained.version_link})",
+        f"[MLflow run]({trained.run_link}) · [model version]({trained.version_link}) · "
+        f"[estimators side by side]({trained.compare_link})",
         "## Out of sample, mean over folds",
         reports.markdown_table([_rounded(row) for row in trained.scores]),
         f"## Gate: {verdict}",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from tasks import log, progress, registry
+from tasks import log, mlflow_pages, progress, registry
 from tasks.datasets import Dataset, load
 from tasks.models import Champion, champion, unseen_targets
 from tasks.retry import REGISTRY, prefect_options
@@ -197,7 +197,7 @@ def _publish(
         rows=[{"symbol": symbol, "strategy": strategy, **row} for (symbol, strategy), row in figures.items()],
         absent=absent,
         run_id=parent,
-        run_link=registry.run_link(settings, experiment, parent),
+        run_link=mlflow_pages.run_link(settings, experiment, parent),
         pictures=[str(path) for path in pictures],
         data_mode=dataset.data_mode,
         reused=False,

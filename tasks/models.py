@@ -14,7 +14,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
-from tasks import log, model_files, promotions, registry
+from tasks import log, mlflow_pages, model_files, promotions, registry
 from tasks.settings import Settings
 from tasks.signing import signing_key
 from tasks.training_runs import UNSEEN
@@ -126,7 +126,7 @@ def load(client: MlflowClient, settings: Settings, version: ModelVersion, key: b
         estimator=model_files.required_tag(version, "estimator"),
         trained_until_ms=int(model_files.required_tag(version, "trained_until_ms")),
         manifest_sha256=sha256,
-        link=registry.version_link(settings, str(version.name), str(version.version)),
+        link=mlflow_pages.version_link(settings, str(version.name), str(version.version)),
         unseen_sha256=version.tags.get(UNSEEN_SHA256),
         reference_sha256=version.tags.get(REFERENCE_SHA256),
     )

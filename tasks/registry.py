@@ -30,6 +30,10 @@ PREVIOUS: Final = "previous"
 _REQUIREMENTS: Final = ("numpy", "pandas", "lightgbm", "TA-Lib", "exchange-calendars")
 
 
+# without it the pages open in their mode for language models, where no figure of a run is to be seen
+_KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
+
+
 @dataclass(frozen=True)
 class Record:
     """What one MLflow run is told: numbers to compare, values that explain them, files to look at."""
@@ -96,7 +100,7 @@ def experiment_id(client: MlflowClient, settings: Settings, name: str) -> str:
         return str(found.experiment_id)
     location = None if settings.mlflow_tracking_uri else (settings.home / "mlflow" / "artifacts").resolve().as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
     except MlflowException:
         # another process made it between the look and the making
         found = client.get_experiment_by_name(name)
@@ -314,13 +318,3 @@ def set_alias(client: MlflowClient, name: str, alias: str, version: str | None) 
 def run_file(client: MlflowClient, run_id: str, name: str) -> Path:
     """Local path of a file that a run logged."""
     return Path(client.download_artifacts(run_id, name))
-
-
-def run_link(settings: Settings, experiment: str, run_id: str) -> str:
-    """Address of a run in the MLflow pages."""
-    return f"{settings.mlflow_ui_url}/#/experiments/{experiment}/runs/{run_id}"
-
-
-def version_link(settings: Settings, name: str, version: str) -> str:
-    """Address of a model version in the MLflow pages."""
-    return f"{settings.mlflow_ui_url}/#/models/{name}/versions/{version}"

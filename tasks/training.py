@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from tasks import log, model_files, promotions, registry, signing, training_runs
+from tasks import log, mlflow_pages, model_files, promotions, registry, signing, training_runs
 from tasks.datasets import Dataset, load, select
 from tasks.learning import Learned, TrainingRequest, Tuning, earned_by, learn, walk_again
 from tasks.models import REFERENCE_SHA256, UNSEEN_SHA256
@@ -54,6 +54,7 @@ class Trained:
     run_id: str
     run_link: str
     version_link: str
+    compare_link: str
     winner: str
     promoted: bool
     champion: str | None
@@ -141,8 +142,9 @@ def train(
                 model=name,
                 version=version,
                 run_id=run_id,
-                run_link=registry.run_link(settings, experiment, run_id),
-                version_link=registry.version_link(settings, name, version),
+                run_link=mlflow_pages.run_link(settings, experiment, run_id),
+                version_link=mlflow_pages.version_link(settings, name, version),
+                compare_link=mlflow_pages.view_link(settings, experiment, "estimators"),
                 winner=learned.winner.estimator,
                 promoted=decision.promote,
                 champion=_champion_version(client, name),
@@ -157,6 +159,7 @@ def train(
                 findings=list(learned.findings),
             )
             training_runs.log_decision(client, run_id, decision)
+            training_runs.describe(client, experiment, name, version, done.scores, decision)
             client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
             # a run that stays open looks as if it were still at work

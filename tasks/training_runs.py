@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tasks import registry
+from tasks import mlflow_pages, registry
 from tasks.datasets import Dataset
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 UNSEEN: Final = "out_of_sample.parquet"
 REFERENCE: Final = "drift_reference.json"
 IMPORTANCE: Final = "importance.csv"
+# what tables for people show of an estimator
+SHOWN: Final = ("log_loss", "skill", "auc", "hit_rate", "total_return", "sharpe", "max_drawdown", "trades")
 FOLD_METRICS: Final = (
     "log_loss", "accuracy", "auc", "brier", "calibration_error", "information_coefficient", "hit_rate", "net_return",
     "signals", "test_rows", "train_rows",
@@ -151,6 +153,35 @@ def log_decision(client: MlflowClient, run_id: str, decision: Decision) -> None:
     client.set_tag(run_id, "gate", verdict)
     text = "\n".join([f"**{verdict}**", "", *(f"- {reason}" for reason in decision.reasons)])
     client.set_tag(run_id, "mlflow.note.content", text[:5000])
+
+
+def describe(
+    client: MlflowClient, experiment: str, name: str, version: str, scores: list[dict[str, Any]], decision: Decision
+) -> None:
+    """What the experiment's page says above its runs: the newest training, its estimators side by side, the gate.
+
+    Args:
+        scores: one row per estimator, as in ``tasks.training.Trained``.
+    """
+    for kind in ("training", "estimator"):
+        mlflow_pages.share_view(client, experiment, f"{kind}s", kind=kind, metrics=SHOWN)
+    head = f"| estimator | {' | '.join(name.replace('_', ' ') for name in SHOWN)} |\n|{'---|' * (len(SHOWN) + 1)}"
+    rows = [f"| {row['estimator']} | {' | '.join(_cell(name, row.get(name)) for name in SHOWN)} |" for row in scores]
+    verdict = "is the champion" if decision.promote else "was not promoted"
+    reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
+    text = (
+        f"**{name} version {version} {verdict}.** Out of sample, after costs; each estimator is a run below the newest "
+        f"training, with its folds.\n\n{head}\n" + "\n".join(rows) + f"\n\n{reasons}"
+    )
+    client.set_experiment_tag(experiment, "mlflow.note.content", text[:5000])
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None or (name in {"log_loss", "skill"} and abs(value) > 3):
+        return ""
+    if name in {"skill", "hit_rate", "total_return", "max_drawdown"}:
+        return f"{value:.1%}"
+    return f"{value:.4f}" if name == "log_loss" else f"{value:,.0f}" if name == "trades" else f"{value:.2f}"
 
 
 def luck(learned: Learned) -> list[str]:

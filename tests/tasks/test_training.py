@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -125,6 +127,14 @@ def test_a_training_can_be_compared_traced_and_used(bench: Bench) -> None:
     assert {fold.data.tags["mlflow.parentRunId"] for fold in below["fold"]} == {
         estimator.info.run_id for estimator in below["estimator"]
     }
+    experiment = bench.client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.note.content"].startswith(f"**AAA-1h version {trained.version} is the champion.**")
+    assert "| logistic | 0." in experiment.tags["mlflow.note.content"]
+    view = experiment.tags["mlflow.sharedViewState.estimators"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(view)))
+    assert {"metrics.`log_loss`", "metrics.`sharpe`", "tags.`gate`"} <= set(state["selectedColumns"])
+    seen = bench.client.search_runs([run.info.experiment_id], state["searchFilter"])
+    assert {one.data.tags["kind"] for one in seen} == {"estimator"}
     files = {file.path for file in bench.client.list_artifacts(trained.run_id)}
     assert {training_runs.UNSEEN, training_runs.REFERENCE, training_runs.IMPORTANCE, "summary.json"} <= files
     assert {"fold_losses.png", "reliability.png", "importance.png", "equity.png"} <= files
