@@ -12,7 +12,7 @@ from deployments import show
 
 VERIFIED: Final = ("model", "version", "data", "verdict")
 # what a person looks at first, and how it is written
-FIGURES: Final = (("log_loss", ".4f"), ("skill", "+.2%"), ("auc", ".3f"), ("net_return", "+.3%"), ("signals", ",.0f"))
+FIGURES: Final = (("skill", "+.2%"), ("total_return", "+.1%"), ("sharpe", ".2f"), ("max_drawdown", ".1%"))
 
 
 def versions(console: Console, name: str, found: Sequence[Any], figures: Mapping[str, Any], now: datetime) -> None:
@@ -20,7 +20,7 @@ def versions(console: Console, name: str, found: Sequence[Any], figures: Mapping
     rows = [
         [
             str(one.version),
-            ", ".join(f"[bold]{alias}[/]" if alias == "champion" else alias for alias in one.aliases) or "-",
+            _aliases(one.aliases),
             one.tags.get("estimator", "-"),
             show.mode(one.tags.get("data_mode", "unknown")),
             *(_number(figures[str(one.version)].get(figure), form) for figure, form in FIGURES),
@@ -28,7 +28,7 @@ def versions(console: Console, name: str, found: Sequence[Any], figures: Mapping
         ]
         for one in found
     ]
-    numbers = ("log loss", "skill", "AUC", "net", "signals", "age")
+    numbers = ("skill", "return", "Sharpe", "drawdown", "age")
     columns = ("v", "alias", "estimator", "data", *numbers)
     console.print(show.table(f"{name}: versions", columns, rows, right=("v", *numbers)))
 
@@ -40,7 +40,7 @@ def changes(console: Console, found: Sequence[Any]) -> None:
             f"{one.at:%Y-%m-%d %H:%M}",
             f"{one.kind}{' by hand' if one.manual else ''}",
             f"{one.from_version or '-'} > {one.to_version}",
-            f"{one.who}: {one.reasons[0] if one.reasons else ''}",
+            f"{_short(one.who)}: {one.reasons[0] if one.reasons else ''}",
         ]
         for one in found
     ]
@@ -69,8 +69,19 @@ def compared(console: Console, name: str, pair: Sequence[Any], figures: Sequence
         console.print("[yellow]They were scored on different candles[/]: the gate would not compare these figures.")
 
 
+def _short(who: str) -> str:
+    """A flow run by the start of its id, by which the Prefect pages find it."""
+    return who[: len("flow run ") + 8] if who.startswith("flow run ") else who
+
+
 def _difference(first: Mapping[str, float], second: Mapping[str, float], figure: str) -> str:
     return f"{second[figure] - first[figure]:+.4g}" if figure in first and figure in second else "-"
+
+
+def _aliases(named: Sequence[str]) -> str:
+    """The champion is mostly the newest challenger, too, which then goes without saying."""
+    shown = [alias for alias in named if alias != "challenger" or "champion" not in named]
+    return ", ".join(f"[bold]{alias}[/]" if alias == "champion" else alias for alias in shown) or "-"
 
 
 def _age(created_ms: int, now: datetime) -> str:

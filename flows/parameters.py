@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -40,3 +40,7 @@ PsiThreshold = Annotated[float, Field(gt=0, le=10)]
 Level = Annotated[float, Field(gt=0, lt=1)]
 HitRateDrop = Annotated[float, Field(gt=0, lt=1)]
 EstimatorNames = Annotated[Sequence[Literal["logistic", "boosting", "lightgbm"]], Field(max_length=3)]
+BarrierWidth = Annotated[float, Field(gt=0, le=100)]
+RollingDays = Annotated[int, Field(ge=1, le=20_000)] | None
+FeatureParameters = dict[str, Any]
+EstimatorParameters = dict[str, dict[str, Any]]

@@ -6,15 +6,19 @@ from prefect import flow
 
 from flows.ingest import bring_up_to_date
 from flows.parameters import (
+    BarrierWidth,
     BuyThreshold,
     Days,
     End,
     EstimatorNames,
+    EstimatorParameters,
+    FeatureParameters,
     FeeRate,
     Folds,
     Horizon,
     LabelKind,
     Refresh,
+    RollingDays,
     Seed,
     SellThreshold,
     SlippageRate,
@@ -49,6 +53,11 @@ def train(
     tune_trials: TuneTrials = 0,
     tune_minutes: TuneMinutes = 10,
     estimators: EstimatorNames = (),
+    target: BarrierWidth = 1.0,
+    stop: BarrierWidth = 1.0,
+    rolling_days: RollingDays = None,
+    parameters: EstimatorParameters | None = None,
+    features: FeatureParameters | None = None,
 ) -> Trained:
     """Train one model for a set of symbols and register the winner of the walk-forward.
 
@@ -73,6 +82,11 @@ def train(
         tune_trials: Parameter sets to try for LightGBM before the walk-forward, on earlier rows. 0: none.
         tune_minutes: No further trial begins after so many minutes.
         estimators: Which to try beside the baselines. Empty: all.
+        target: Width of the barrier to reach, in volatilities of the horizon (triple_barrier).
+        stop: Width of the barrier to stay within, likewise.
+        rolling_days: Train each fold on so many days before it. Empty: on all of the past.
+        parameters: Fixed parameters by estimator, such as {"lightgbm": {"leaves": 31, "monotone": {"rsi": -1}}}.
+        features: Parameters of the feature set that are not its defaults, such as {"rsi": 21, "calendar": []}.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
@@ -82,6 +96,7 @@ def train(
     request = TrainingRequest(
         horizon, folds, seed, fee_rate, slippage_rate, buy_threshold, sell_threshold,
         label=label, tune_trials=tune_trials, tune_seconds=60.0 * tune_minutes, estimators=tuple(estimators),
+        target=target, stop=stop, rolling_days=rolling_days, parameters=parameters or {}, features=features or {},
     )  # fmt: skip
     trained = train_task(dataset, request, moment)
     _publish(trained)

@@ -79,19 +79,20 @@ def assemble(
     """
     if not frames:
         raise InsufficientHistory(f"there are no candles to train on; at least {minimum_rows} labelled rows are needed")
-    spent = feature_set.rows_needed - 1 + label.future_rows
+    first = max(feature_set.rows_needed - 1, label.past_rows)
+    spent = first + label.future_rows
     parts = {}
     for symbol in sorted(frames):
         candles = candle_frames.check(frames[symbol])
         if len(candles) <= spent:
             raise InsufficientHistory(
                 f"{symbol} has {len(candles)} candles and {spent + 1} are needed for one training row "
-                f"({feature_set.rows_needed} for the features, {label.future_rows} for the label); "
+                f"({first + 1} for the features and the label's past, {label.future_rows} for its future); "
                 "use a longer window or leave the symbol out"
             )
         parts[symbol] = (
-            features(candles, feature_set).iloc[feature_set.rows_needed - 1 : -label.future_rows],
-            labels(candles, label).iloc[feature_set.rows_needed - 1 :],
+            features(candles, feature_set).iloc[first : -label.future_rows],
+            labels(candles, label).iloc[first:],
         )
     rows = sum(len(known) for _, known in parts.values())
     if rows < minimum_rows:

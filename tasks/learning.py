@@ -7,7 +7,7 @@ scores that the gate compares are of rows which chose nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -40,9 +40,11 @@ NO_PARAMETERS: Final[Mapping[str, Any]] = MappingProxyType({})
 class TrainingRequest:
     """Everything, beside the candles and the code, that decides what comes out of a training.
 
-    ``label`` is the kind of ``ml.labels.LabelDefinition``. ``tune_trials`` are tried on ``TUNED``, none for 0,
-    and no further one begins after ``tune_seconds``. ``estimators``: those to try beside the baselines; none
-    stands for all.
+    ``label`` is the kind of ``ml.labels.LabelDefinition``, ``target`` and ``stop`` the widths of its barriers.
+    ``tune_trials`` are tried on ``TUNED``, none for 0, and no further one begins after ``tune_seconds``.
+    ``estimators``: those to try beside the baselines; none stands for all. ``parameters``: fixed values by
+    estimator, and ``features``: those of ``ml.features.FeatureSet`` that are not the defaults. ``rolling_days``:
+    train each fold on so many days before it; None for all of the past.
     """
 
     horizon: int
@@ -56,6 +58,11 @@ class TrainingRequest:
     tune_trials: int = 0
     tune_seconds: float = 600.0
     estimators: tuple[str, ...] = ()
+    target: float = 1.0
+    stop: float = 1.0
+    rolling_days: int | None = None
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def round_trip_cost(self) -> float:
@@ -123,25 +130,27 @@ def learn(
     """
     import expectations.features as feature_suite
     from ml import estimators, evaluation, splits, training
-    from ml.features import FeatureSet
     from ml.importance import permutation_importance
 
-    label, features = label_of(request), FeatureSet()
+    label, features = label_of(request), features_of(request)
     table = training.assemble(frames, features, label)
     verdict = feature_suite.judge(table)
     feature_suite.require(verdict)
     embargo = request.horizon * dataset.timeframe.delta
-    folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo)
+    rolling = timedelta(days=request.rolling_days) if request.rolling_days else None
+    folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo, rolling=rolling)
     tuning = None
     wanted = set(request.estimators or estimators.ESTIMATORS) | estimators.BASELINES
     if wanted == estimators.BASELINES or (request.tune_trials and TUNED not in wanted):
         raise InvalidRequest(
             f"a training of {', '.join(request.estimators)} has nothing that could win, or no {TUNED} to tune"
         )
-    for name in wanted:
+    for name in (*wanted, *request.parameters):
         estimators.estimator(name)  # refuses one that there is not
     # in the order from simple to rich: of equals the first is chosen
-    parameters: dict[str, Mapping[str, Any]] = {name: NO_PARAMETERS for name in estimators.ESTIMATORS if name in wanted}
+    parameters: dict[str, Mapping[str, Any]] = {
+        name: request.parameters.get(name, NO_PARAMETERS) for name in estimators.ESTIMATORS if name in wanted
+    }
     if request.tune_trials:
         tuning = _tune(frames, dataset, request, table, folds[0].test_start, storage)
         parameters[TUNED] = tuning.found.best.parameters
@@ -202,7 +211,20 @@ def label_of(request: TrainingRequest) -> LabelDefinition:
         sell_threshold=request.sell_threshold,
         round_trip_cost=request.round_trip_cost,
         kind=request.label,  # type: ignore[arg-type]
+        target=request.target,
+        stop=request.stop,
     )
+
+
+def features_of(request: TrainingRequest) -> FeatureSet:
+    """The feature set that a request asks for.
+
+    Raises:
+        InvalidRequest: an unknown parameter, or one out of range.
+    """
+    from ml.features import FeatureSet
+
+    return FeatureSet.from_definition({**FeatureSet().definition(), **request.features})
 
 
 def walk_again(
@@ -243,6 +265,7 @@ def _tune(
         TUNED,
         seed=request.seed,
         trials=request.tune_trials,
+        parameters=request.parameters.get(TUNED, NO_PARAMETERS),
         seconds=request.tune_seconds,
         storage=storage,
         study_name=f"{TUNED} {code_digest()} {dataset.digest} {asdict(request)}" if storage else None,

@@ -18,7 +18,7 @@ from prefect import task
 
 from tasks import log, mlflow_pages, model_files, promotions, registry, signing, training_runs
 from tasks.datasets import Dataset, load, select
-from tasks.learning import Learned, TrainingRequest, Tuning, earned_by, learn, walk_again
+from tasks.learning import Learned, TrainingRequest, Tuning, earned_by, features_of, learn, walk_again
 from tasks.models import REFERENCE_SHA256, UNSEEN_SHA256
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
@@ -81,9 +81,8 @@ def model_name(symbols: tuple[str, ...] | list[str], timeframe: Timeframe) -> st
 def training_key(dataset: Dataset, request: TrainingRequest) -> str:
     """Names a training: equal keys give equal models."""
     from ml.artifact import code_digest
-    from ml.features import FeatureSet
 
-    parts = [sorted(dataset.symbols), dataset.digest, asdict(request), FeatureSet().version, code_digest()]
+    parts = [sorted(dataset.symbols), dataset.digest, asdict(request), features_of(request).version, code_digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,9 @@ import pytest
 import ml.training
 from ml.features import FeatureSet
 from tasks.datasets import Dataset
-from tasks.learning import TrainingRequest, learn
+from tasks.learning import TUNING_FOLDS, TrainingRequest, early_folds, features_of, label_of, learn
 from trading.candles import frame_of
-from trading.errors import ExpectationFailed
+from trading.errors import ExpectationFailed, InsufficientHistory, InvalidRequest
 from trading.window import Timeframe, Window
 
 WINDOW = Window("AAA", Timeframe.H1, datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 3, 10, tzinfo=UTC))
@@ -58,3 +59,34 @@ def test_warnings_go_with_what_was_learned() -> None:
         "warning: volume_ratio must have at least 2 distinct values: 1",
         "warning: volume_roc must have at least 2 distinct values: 1",
     )
+
+
+def test_a_request_that_nothing_could_win_is_refused() -> None:
+    for estimators, why in ((("baseline",), "nothing that could win"), (("forest",), "'forest' is not an estimator")):
+        with pytest.raises(InvalidRequest, match=why):
+            learn({"AAA": candles()}, DATASET, replace(REQUEST, estimators=estimators))
+    with pytest.raises(InvalidRequest, match="no lightgbm to tune"):
+        learn({"AAA": candles()}, DATASET, replace(REQUEST, tune_trials=3))
+
+
+def test_a_request_says_which_features_and_which_label() -> None:
+    assert features_of(REQUEST) == FeatureSet()
+    assert features_of(replace(REQUEST, features={"rsi": 21, "calendar": []})).rsi == 21
+    with pytest.raises(InvalidRequest, match="exactly"):
+        features_of(replace(REQUEST, features={"rsy": 21}))
+    label = label_of(replace(REQUEST, label="triple_barrier", stop=2.0))
+    assert (label.kind, label.horizon, label.stop, label.round_trip_cost) == ("triple_barrier", 4, 2.0, 0.003)
+
+
+def test_tuning_sees_only_rows_that_were_over_before_the_first_test_span() -> None:
+    table = ml.training.assemble({"AAA": candles()}, FeatureSet(), label_of(REQUEST))
+    embargo = timedelta(hours=4)
+    start = int(table.t0[int(0.6 * len(table))])
+    folds = early_folds(table, start, embargo)
+    assert len(folds) == TUNING_FOLDS
+    for fold in folds:
+        rows = np.concatenate([fold.train, fold.test])
+        assert (table.t1[rows] + 4 * 3_600_000 <= start).all()
+        assert (table.t1[fold.train] + 4 * 3_600_000 <= fold.test_start).all()
+    with pytest.raises(InsufficientHistory, match="nothing can be tuned"):
+        early_folds(table, int(table.t0[0]), embargo)

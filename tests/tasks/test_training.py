@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 
 import ml.training
 from ml.training import TrainingTable
-from tasks import ledger, promotions, registry, training_runs
+from tasks import ledger, model_files, promotions, registry, training_runs
 from tasks.datasets import Dataset, load, select
 from tasks.learning import TrainingRequest, learn
 from tasks.models import champion
@@ -171,6 +171,28 @@ def test_two_trainings_that_end_at_once_leave_one_champion_and_both_in_the_histo
     assert str(named.version) == moves[-1].to_version
     if len(moves) == 2:
         assert moves[1].from_version == moves[0].to_version
+
+
+def test_a_training_of_other_features_labels_and_constraints_says_so(bench: Bench) -> None:
+    trained = bench.train(
+        "DDD",
+        label="triple_barrier",
+        stop=1.5,
+        rolling_days=60,
+        estimators=("lightgbm",),
+        features={"rsi": 21, "calendar": []},
+        parameters={"lightgbm": {"monotone": {"rsi": -1}, "rounds": 30}},
+    )
+    version = registry.version_at(bench.client, trained.model, trained.version)
+    assert json.loads(version.tags["parameters"]) == {"monotone": {"rsi": -1}, "rounds": 30}
+    label = json.loads(version.tags["label"])
+    assert (label["kind"], label["stop"]) == ("triple_barrier", 1.5)
+    folds = [fold for fold in trained.folds if fold["estimator"] == "lightgbm"]
+    assert max(fold["train_rows"] for fold in folds) <= 60 * 24
+    with model_files.model_folder(bench.client, version) as folder:
+        manifest = json.loads((model_files.artifact_folder(folder) / "manifest.json").read_text())
+    assert manifest["features"]["definition"]["rsi"] == 21
+    assert not {"hour_sin", "month_cos"} & set(manifest["features"]["names"])
 
 
 def test_every_trial_of_a_tuning_is_logged_and_counts_as_luck(bench: Bench) -> None:
