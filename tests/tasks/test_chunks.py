@@ -116,7 +116,7 @@ def late(hour: int, source: str = "sandbox") -> Revision:
 few = st.dictionaries(st.integers(0, 12), st.sampled_from([(1.0,) * 5, (2.0,) * 5, (1.0, 2.0, 1.0, 2.0, 0.0)]))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(first=few.filter(bool), writes=st.lists(few, max_size=8), order=st.randoms(use_true_random=False))
 def test_every_revision_is_read_back_in_any_order(first: Rows, writes: list[Rows], order: Any) -> None:
     history = History()
@@ -132,7 +132,7 @@ def test_every_revision_is_read_back_in_any_order(first: Rows, writes: list[Rows
     assert content(before(history.held, 0)) == first
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(first=few.filter(bool), writes=st.lists(few, max_size=8))
 def test_corrections_are_the_changes_in_order(first: Rows, writes: list[Rows]) -> None:
     history, model = History(), dict(first)
@@ -148,7 +148,7 @@ def test_corrections_are_the_changes_in_order(first: Rows, writes: list[Rows]) -
     assert made == expected
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_more_changes_than_are_kept_lose_the_oldest_and_no_others(data: st.DataObject) -> None:
     kept = data.draw(st.integers(1, 4))
