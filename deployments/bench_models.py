@@ -6,6 +6,7 @@ python -m deployments.bench_models --bars 60000      # a training of another siz
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from datetime import timedelta
@@ -18,14 +19,14 @@ import pandas as pd
 from deployments.bench_figures import Figure, best
 from deployments.sandbox.generator import RECIPES, generate
 from deployments.sandbox.markets import GENERATED_START
-from trading.candles import between, frame_of
+from trading.candles import COLUMNS, between, frame_of
 from trading.window import Timeframe, Window, split_by_period
 
 if TYPE_CHECKING:
     from ml.model import Model
     from tasks.store import Store
 
-SYMBOLS = tuple(f"SIM{number}" for number in range(6))
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "XRPUSDT", "DOGEUSDT", "LTCUSDT")
 BARS = 6_000
 FOLDS = 5
 MANY = 500
@@ -59,11 +60,13 @@ def training(home: Path, bars: int) -> tuple[float, float, Model]:
     client = registry.connect(settings)
     registry.experiment_id(client, settings, "makes the database")
     request = TrainingRequest(12, FOLDS, 7, 0.001, 0.0005, 0.005, -0.005, estimators=("logistic", "lightgbm"))
-    end = GENERATED_START + timedelta(hours=bars)
     with open_store(home) as store:
-        for number, symbol in enumerate(SYMBOLS):
-            _stored(store, Window(symbol, Timeframe.H1, GENERATED_START, end), number)
-        dataset = select(store, SYMBOLS, Timeframe.H1, GENERATED_START, end, now=end)
+        mode, frames = markets(bars)
+        for symbol, candles in frames.items():
+            start = candles.index[0].to_pydatetime()
+            end = candles.index[-1].to_pydatetime() + timedelta(hours=1)
+            _stored(store, Window(symbol, Timeframe.H1, start, end), candles, mode)
+        dataset = select(store, SYMBOLS, Timeframe.H1, start, end, now=end)
         started = time.perf_counter()
         from tasks.training import train
 
@@ -88,21 +91,31 @@ def training(home: Path, bars: int) -> tuple[float, float, Model]:
     return seconds, fits, model
 
 
-def _stored(store: Store, window: Window, seed: int) -> None:
-    """Generated candles of a window, written and approved."""
+def markets(bars: int) -> tuple[str, dict[str, pd.DataFrame]]:
+    """Data mode and candles: real hourly ones beside the checkout, 5,980 bars, else as many generated ones as asked."""
+    folder = Path(os.environ.get("TRADEFLOWS_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+    if bars != BARS or not folder.is_dir():
+        return "simulated", {symbol: _recent(bars, seed) for seed, symbol in enumerate(SYMBOLS)}
+    found = {}
+    for symbol in SYMBOLS:
+        rows = pd.read_parquet(folder / f"binance_{symbol}_1h.parquet").iloc[:5_980]  # as many as the shortest has
+        found[symbol] = frame_of(rows["timestamp"].to_numpy(), rows[list(COLUMNS)].to_numpy())
+    return "sample", found
+
+
+def _stored(store: Store, window: Window, candles: pd.DataFrame, mode: str) -> None:
+    """The candles of a window, written and approved."""
     from tasks import ledger
     from tasks.store import write_candles
 
-    opens = int(window.start.timestamp() * 1000) + 3_600_000 * np.arange(window.slots, dtype="int64")
-    candles = frame_of(opens, generate(RECIPES[:1], window.slots, seed)["BTCSIM"])
     for part in split_by_period(window):
         rows = between(candles, part)
-        written = write_candles(store, part, rows, "simulated")
+        written = write_candles(store, part, rows, mode)
         ledger.record(
             store,
             ledger.LedgerEntry(
                 window=part, status=ledger.APPROVED, rows=len(rows), quarantined={}, gaps=0, suite="bench",
-                flow_run_id=None, data_mode="simulated", source="generator", calendar="24/7", recorded_at=window.end,
+                flow_run_id=None, data_mode=mode, source="generator", calendar="24/7", recorded_at=window.end,
                 findings=(), added=len(rows), digest=written.digest,
             ),
         )  # fmt: skip
