@@ -185,6 +185,7 @@ def test_no_windows_no_verdicts() -> None:
     assert judge([], max_bad_share=0.0) == []
 
 
+@pytest.mark.integration
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(sorted(WINDOWS)), min_size=2, max_size=8))
 def test_windows_judged_together_get_the_verdicts_they_get_alone(names: list[str]) -> None:
@@ -192,6 +193,7 @@ def test_windows_judged_together_get_the_verdicts_they_get_alone(names: list[str
     assert together == [judged(name)[1] for name in names]
 
 
+@pytest.mark.integration
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(

@@ -568,6 +568,7 @@ def test_threads_share_one(documents: Documents) -> None:
     assert sorted(counted) == list(range(1, 201))
 
 
+@pytest.mark.integration
 def test_threads_that_make_a_counter_together_count_each_once(documents: Documents) -> None:
     counted: list[list[int]] = [[] for _ in range(20)]
     start = threading.Barrier(8)

@@ -106,6 +106,7 @@ def bench(tmp_path: Path, sandbox: Any, monkeypatch: pytest.MonkeyPatch) -> Iter
 # --- what is to do -------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_only_what_is_missing_is_fetched(bench: Bench) -> None:
     assert bench.one(0, 100).added == 100
     assert bench.one(200, 300).added == 100

@@ -52,6 +52,7 @@ def test_a_feature_out_of_its_bounds_stops_the_training_before_anything_is_fitte
         learn({"AAA": candles()}, DATASET, REQUEST)
 
 
+@pytest.mark.integration
 def test_warnings_go_with_what_was_learned() -> None:
     assert learn({"AAA": candles()}, DATASET, REQUEST).findings == ()
     learned = learn({"AAA": candles(volume=5.0)}, DATASET, REQUEST)
