@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from trading import statistics
-from trading.backtest.engine import BacktestResult, Costs, run
-from trading.backtest.metrics import bar_returns, drawdown, summarise
+from trading.backtest import kernel
+from trading.backtest.engine import BacktestResult, Costs, Execution, Rules, run
+from trading.backtest.metrics import Accounted, bar_returns, drawdown, summarise
+from trading.backtest.periods import part
 from trading.candles import check, open_times_ms
 from trading.errors import InvalidRequest
 from trading.strategies import hold as held
@@ -131,14 +133,15 @@ def _traded(symbol: str, rows: pd.DataFrame, candles: pd.DataFrame, costs: Costs
     signals[at] = rows["signal"]
     # decided on bar i, filled at the open of i + 1, given up at the open of i + 1 + hold
     span = slice(int(at.min()), int(at.max()) + hold + 2)
-    return run(candles[span], held(signals[span], hold), costs, close_at_end=True, strategy=symbol)
+    rules = Rules(costs, execution=Execution(close_at_end=True))
+    return run(candles[span], held(signals[span], hold), rules, strategy=symbol)
 
 
 def _returns(result: BacktestResult) -> pd.Series:
     return pd.Series(bar_returns(result.equity.to_numpy(), result.start_cash), index=result.equity.index)
 
 
-def _figures(returns: pd.Series, results: Sequence[BacktestResult], bars_per_year: float) -> Figures:
+def _figures(returns: pd.Series, results: Sequence[Accounted], bars_per_year: float) -> Figures:
     """Of the net ``returns`` of an account that the ``results`` share in equal parts."""
     values = returns.to_numpy()
     growth = np.cumprod(1 + values)
@@ -152,8 +155,8 @@ def _figures(returns: pd.Series, results: Sequence[BacktestResult], bars_per_yea
         )
     parts = [summarise(result, bars_per_year) for result in results]
     turnover = float(np.mean([float(part["turnover"]) for part in parts]))
-    paid = math.fsum(sum(result.costs.values()) for result in results)
-    gross = math.fsum(result.trades["pnl"].sum() for result in results) + paid
+    paid = math.fsum(float(part["costs"]) for part in parts)
+    gross = math.fsum(float(result.trade_rows[:, kernel.T_PNL].sum()) for result in results) + paid
     return Figures(
         total_return=float(growth[-1] - 1),
         sharpe=sharpe,
@@ -180,24 +183,11 @@ def _places(index: pd.Index, begin: int, end: int) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _within(results: Mapping[str, BacktestResult], begin: int, end: int) -> list[BacktestResult]:
+def _within(results: Mapping[str, BacktestResult], begin: int, end: int) -> list[Accounted]:
     """The bars of each result in ``[begin, end)``, ms UTC, with the trades that began there."""
-    found = []
+    found: list[Accounted] = []
     for result in results.values():
         first, last = _places(result.equity.index, begin, end)
-        if first == last:
-            continue
-        bars = result.trades["entry_bar"]
-        trades = result.trades[(bars >= first) & (bars < last)]
-        found.append(
-            replace(
-                result,
-                equity=result.equity.iloc[first:last],
-                cash=result.cash.iloc[first:last],
-                position=result.position.iloc[first:last],
-                trades=trades,
-                costs={"fees": float(trades["fees"].sum()), "slippage": float(trades["slippage"].sum())},
-                start_cash=float(result.equity.to_numpy()[first - 1]) if first else result.start_cash,
-            )
-        )
+        if first < last:
+            found.append(part(result, first, last))
     return found

@@ -23,9 +23,12 @@
     ├── StoreError
     │   ├── StoreUnavailable     transient when ``transient`` says so (busy), else not (unwritable)
     │   └── RevisionConflict     transient: another writer changed the document first
-    └── ModelError
-        ├── ModelNotFound
-        └── ModelRejected        a model's files or schema do not match its manifest
+    ├── ModelError
+    │   ├── ModelNotFound
+    │   └── ModelRejected        a model's files or schema do not match its manifest
+    └── StrategyError
+        ├── LookAhead            a strategy's decisions change with what comes after them
+        └── StrategyFailed       it raised, changed its input, or gave an answer that makes no sense
 
 A message says what was wrong, with which value, and what to do. ``transient`` is what
 ``tasks.retry.is_transient`` reads: only those are tried again.
@@ -163,3 +166,15 @@ class ModelNotFound(ModelError):
 
 class ModelRejected(ModelError):
     """A model whose files or schema do not match its manifest."""
+
+
+class StrategyError(TradeflowsError):
+    """A strategy cannot be used."""
+
+
+class LookAhead(StrategyError):
+    """A strategy whose decisions change with what comes after them."""
+
+
+class StrategyFailed(StrategyError):
+    """A strategy that raised, changed its candles, answered twice differently, or with what makes no sense."""

@@ -1,69 +1,237 @@
-"""Strategies: small functions from candles to target positions.
+"""Strategies by name: what each rule is called, which parameters it takes, and what it says of a market.
 
-A target is int8 per bar, -1 short, 0 flat, +1 long, decided on the close of that bar and wanted from the
-next bar on. It depends on that bar and earlier ones only. A rule is flat while it has too little history.
+A strategy turns candles into targets, int8 or float64 (n,), -1 (short) over 0 (flat) to +1 (long), or into
+``Decisions`` with price levels; decided on the close of each bar, from that bar and earlier ones only. The
+rules themselves stand in ``trading.technical``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pandas as pd
 
-from trading import indicators
+from trading import reasons, technical
+from trading.backtest.rules import Decisions
 from trading.errors import InvalidRequest
+from trading.positions import combine, from_probabilities, hold
+from trading.technical import bollinger, breakout, buy_and_hold, combination, macd, rsi, sma_cross, volume
+
+__all__ = [
+    "RULES", "Parameter", "Parameters", "Rule", "Strategy", "bollinger", "breakout", "buy_and_hold", "combination",
+    "combine", "explain", "from_probabilities", "hold", "macd", "rsi", "rule", "sma_cross", "volume",
+]  # fmt: skip
+
+Value = bool | int | float
+Parameters = dict[str, Value]
 
 
 class Strategy(Protocol):
-    """Candles to targets, int8, shape (n,)."""
+    """Candles to targets, shape (n,), or to ``Decisions``."""
 
-    def __call__(self, candles: pd.DataFrame) -> np.ndarray: ...
+    def __call__(self, candles: pd.DataFrame, /) -> np.ndarray | Decisions: ...
 
 
-def sma_cross(candles: pd.DataFrame, fast: int = 20, slow: int = 50, *, long_only: bool = True) -> np.ndarray:
-    """Long from the bar on which the fast average crosses above the slow one, until it crosses below.
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a rule: its kind is that of ``default``.
 
-    Then flat, or short unless ``long_only``. Flat before the first cross: an average that was above from
-    the start has not crossed.
+    ``lowest`` to ``highest`` is allowed; ``values`` are those worth trying.
     """
-    close = _column(candles, "close")
-    above = _above(indicators.sma(close, fast), indicators.sma(close, slow))
-    side = _since_first_change(above)
-    return np.maximum(side, 0) if long_only else side
+
+    default: Value
+    lowest: float
+    highest: float
+    values: tuple[Value, ...]
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words."""
+        if isinstance(self.default, bool):
+            return "true or false"
+        kind = "a whole number" if isinstance(self.default, int) else "a number"
+        return f"{kind} from {self.lowest:g} to {self.highest:g}"
+
+    def checked(self, value: object) -> Value | None:
+        """``value`` as this parameter's kind, or None where it is not allowed."""
+        if isinstance(self.default, bool):
+            return bool(value) if isinstance(value, bool | np.bool_) else None
+        if isinstance(value, bool | np.bool_):
+            return None
+        plain: Value
+        if isinstance(self.default, int) and isinstance(value, Integral):
+            plain = int(value)
+        elif isinstance(self.default, float) and isinstance(value, Real):
+            plain = float(value)
+        else:
+            return None
+        return plain if self.lowest <= plain <= self.highest else None
 
 
-def rsi(candles: pd.DataFrame, period: int = 14, low: float = 30.0, high: float = 70.0) -> np.ndarray:
-    """Against the crowd: long once the RSI is below ``low``, short once it is above ``high``, each held
-    until the RSI is back across 50.
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A strategy with a name and declared parameters. Calling it with candles runs it.
+
+    Attributes:
+        decide: candles and all parameters by name, to targets or ``Decisions``; checks no parameter.
+        reason: candles, the last target and all parameters, to one sentence.
+        needed: all parameters, to the bars without which it wants nothing.
+        heat: the two parameters that a heat map of the neighbourhood shows.
+        ordered: pairs of parameters, the first of which must be below the second.
+        description: one sentence for users.
     """
-    value = indicators.rsi(_column(candles, "close"), period)
-    before = np.concatenate([[np.nan], value[:-1]])
-    # events in the order of their weight: the extremes open a position, the middle closes any
-    events = np.full(len(value), np.nan)
-    events[((before < 50) & (value >= 50)) | ((before > 50) & (value <= 50))] = 0
-    events[value < low] = 1
-    events[value > high] = -1
-    return _carried(events)
+
+    name: str
+    decide: Callable[..., np.ndarray | Decisions]
+    reason: Callable[..., str]
+    needed: Callable[..., int]
+    parameters: Mapping[str, Parameter]
+    heat: tuple[str, str]
+    description: str
+    ordered: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, candles: pd.DataFrame, /, **parameters: Value) -> np.ndarray | Decisions:
+        """What the rule wants, with the defaults for parameters that are not given.
+
+        Raises:
+            InvalidRequest: as ``checked``.
+        """
+        return self.decide(candles, **self.checked(parameters))
+
+    @property
+    def defaults(self) -> Parameters:
+        """The default of every parameter."""
+        return {name: parameter.default for name, parameter in self.parameters.items()}
+
+    @property
+    def grid(self) -> dict[str, tuple[Value, ...]]:
+        """The values worth trying, by parameter."""
+        return {name: parameter.values for name, parameter in self.parameters.items()}
+
+    def bars_needed(self, **parameters: Value) -> int:
+        """Bars without which the rule wants nothing; with more, what it wants may depend on all of them.
+
+        Raises:
+            InvalidRequest: as ``checked``.
+        """
+        return self.needed(**self.checked(parameters))
+
+    def checked(self, parameters: Mapping[str, Any]) -> Parameters:
+        """All parameters, in the rule's order, as plain values.
+
+        Raises:
+            InvalidRequest: an unknown parameter, or a value that is not allowed; says which, and what is.
+        """
+        unknown = [name for name in parameters if name not in self.parameters]
+        if unknown:
+            raise InvalidRequest(f"{self.name} has no parameter {unknown[0]!r}; it takes {', '.join(self.parameters)}")
+        found = self.defaults
+        for name, value in parameters.items():
+            plain = self.parameters[name].checked(value)
+            if plain is None:
+                raise InvalidRequest(f"{self.name}: {name}={value!r}; it is {self.parameters[name].allowed}")
+            found[name] = plain
+        for lower, upper in self.ordered:
+            if not found[lower] < found[upper]:
+                raise InvalidRequest(
+                    f"{self.name}: {lower}={found[lower]!r} and {upper}={found[upper]!r}; {lower} is below {upper}"
+                )
+        return found
 
 
-def macd(candles: pd.DataFrame, fast: int = 12, slow: int = 26, signal: int = 9) -> np.ndarray:
-    """With the trend: long while the MACD line is above its signal line, short while it is below."""
-    _, _, histogram = indicators.macd(_column(candles, "close"), fast, slow, signal)
-    return np.asarray(np.sign(np.nan_to_num(histogram)), dtype=np.int8)
+_LONGEST: Final = 10_000  # bars
 
 
-def buy_and_hold(candles: pd.DataFrame) -> np.ndarray:
-    """Long from the first bar on."""
-    return np.ones(len(candles), dtype=np.int8)
+def _bars(default: int, *values: int, lowest: int = 2) -> Parameter:
+    return Parameter(default, lowest, _LONGEST, values)
 
 
-RULES: Final[Mapping[str, Strategy]] = {"rsi": rsi, "macd": macd, "sma_cross": sma_cross}
+RULES: Final[Mapping[str, Rule]] = {
+    each.name: each
+    for each in (
+        Rule(
+            "rsi", rsi, reasons.of_rsi, technical.rsi_bars,
+            {
+                "period": _bars(14, 5, 7, 9, 11, 14, 18, 21, 28),
+                "low": Parameter(30.0, 0.0, 50.0, (15.0, 20.0, 25.0, 30.0, 35.0, 40.0)),
+                "high": Parameter(70.0, 50.0, 100.0, (60.0, 65.0, 70.0, 75.0, 80.0, 85.0)),
+            },
+            ("period", "low"),
+            "Against the crowd: long below a low RSI, short above a high one, until it is back across 50.",
+            (("low", "high"),),
+        ),
+        Rule(
+            "macd", macd, reasons.of_macd, technical.macd_bars,
+            {
+                "fast": _bars(12, 5, 8, 12, 16, 20, 26),
+                "slow": _bars(26, 13, 17, 21, 26, 34, 52, 78),
+                "signal": _bars(9, 3, 5, 7, 9, 12, 18, lowest=1),
+            },
+            ("fast", "slow"),
+            "With the trend: long while the MACD line is above its signal line, short while it is below.",
+            (("fast", "slow"),),
+        ),
+        Rule(
+            "sma_cross", sma_cross, reasons.of_sma_cross, technical.sma_cross_bars,
+            {
+                "fast": _bars(20, 5, 8, 10, 15, 20, 30, 40, 50, lowest=1),
+                "slow": _bars(50, 20, 30, 40, 50, 75, 100, 150, 200),
+                "long_only": Parameter(True, False, True, (True, False)),
+            },
+            ("fast", "slow"),
+            "With the trend: long once the fast average of closes crosses above the slow one, until it crosses below.",
+            (("fast", "slow"),),
+        ),
+        Rule(
+            "bollinger", bollinger, reasons.of_bollinger, technical.bollinger_bars,
+            {
+                "period": _bars(20, 10, 14, 20, 30, 40, 50, 75),
+                "width": Parameter(2.0, 0.1, 10.0, (1.0, 1.5, 2.0, 2.5, 3.0)),
+            },
+            ("period", "width"),
+            "Back to the mean: long below the lower Bollinger band, short above the upper, until the middle.",
+        ),
+        Rule(
+            "volume", volume, reasons.of_volume, technical.volume_bars,
+            {
+                "period": _bars(20, 5, 10, 15, 20, 30, 50, 75, 100),
+                "ratio": Parameter(1.0, 0.0, 100.0, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
+            },
+            ("period", "ratio"),
+            "With a confirmed trend: the side of on-balance volume against its average, taken on high volume.",
+        ),
+        Rule(
+            "breakout", breakout, reasons.of_breakout, technical.breakout_bars,
+            {
+                "entry": _bars(20, 10, 15, 20, 30, 40, 55, 80, 100),
+                "exit": _bars(10, 5, 7, 10, 15, 20, 30, 40),
+                "atr": _bars(14, 7, 14, 20, lowest=1),
+                "stop": Parameter(2.0, 0.1, 100.0, (1.0, 1.5, 2.0, 3.0, 4.0)),
+            },
+            ("entry", "exit"),
+            "Out of the channel: long above the high of the bars before, until below their shorter low; with a stop.",
+            (("exit", "entry"),),
+        ),
+        Rule(
+            "combination", combination, reasons.of_combination, technical.combination_bars,
+            {
+                "trend": Parameter(1.0, 0.01, 100.0, (0.5, 1.0, 2.0)),
+                "reversion": Parameter(1.0, 0.0, 100.0, (0.0, 0.5, 1.0, 2.0)),
+                "threshold": Parameter(0.5, 0.01, 1.0, (0.2, 0.3, 0.4, 0.5, 0.6, 0.75)),
+            },
+            ("reversion", "threshold"),
+            "The weighted vote of the other rules: long or short where enough of them are.",
+        ),
+    )
+}  # fmt: skip
 
 
-def rule(name: str) -> Strategy:
-    """The rule of that name with its default parameters.
+def rule(name: str) -> Rule:
+    """The rule of that name.
 
     Raises:
         InvalidRequest: there is none; lists those there are.
@@ -73,56 +241,18 @@ def rule(name: str) -> Strategy:
     return RULES[name]
 
 
-def explain(name: str, candles: pd.DataFrame) -> tuple[int, str]:
-    """What a rule wants after the last bar, and why, with the numbers it looked at."""
-    target = int(rule(name)(candles)[-1])
-    close = _column(candles, "close")
-    if name == "rsi":
-        value = indicators.rsi(close)[-1]
-        where = "below 30" if value < 30 else "above 70" if value > 70 else "between 30 and 70"
-        held = {1: "; long since it was below 30", -1: "; short since it was above 70", 0: ""}[target]
-        return target, f"RSI(14) is {value:.1f}, {where}{held if 30 <= value <= 70 else ''}"
-    if name == "macd":
-        line, signal, _ = (values[-1] for values in indicators.macd(close))
-        return target, f"MACD(12, 26) {line:.4g} is {'above' if line > signal else 'not above'} its signal {signal:.4g}"
-    fast, slow = indicators.sma(close, 20)[-1], indicators.sma(close, 50)[-1]
-    return target, f"SMA(20) {fast:.6g} is {'above' if fast > slow else 'not above'} SMA(50) {slow:.6g}"
+def explain(name: str, candles: pd.DataFrame, parameters: Mapping[str, Value] | None = None) -> tuple[int, str]:
+    """What a rule wants after the last bar, and why, with the numbers it looked at.
 
-
-def hold(signals: np.ndarray, bars: int) -> np.ndarray:
-    """Positions that keep each signal for ``bars`` bars, or until the opposite signal.
-
-    Args:
-        signals: int8 (n,), -1, 0 or +1 per bar. A signal of the same side starts the count again.
+    Raises:
+        InvalidRequest: an unknown rule, or parameters that it does not take.
     """
-    at = np.arange(len(signals))
-    last = np.maximum.accumulate(np.where(signals != 0, at, -1))
-    alive = (last >= 0) & (at - last < bars)
-    return np.where(alive, signals[np.maximum(last, 0)], 0).astype(np.int8)
-
-
-def _column(candles: pd.DataFrame, name: str) -> np.ndarray:
-    return candles[name].to_numpy(dtype=np.float64)
-
-
-def _above(fast: np.ndarray, slow: np.ndarray) -> np.ndarray:
-    """+1 above, -1 below, the last of them where equal, 0 in the warm-up."""
-    side = np.sign(fast - slow)
-    return _carried(np.where(side == 0, np.nan, side))
-
-
-def _since_first_change(side: np.ndarray) -> np.ndarray:
-    known = np.flatnonzero(side)
-    if not len(known):
-        return side
-    changed = np.flatnonzero(side != side[known[0]])
-    changed = changed[changed > known[0]]
-    kept = side.copy()
-    kept[: changed[0] if len(changed) else len(side)] = 0
-    return kept
-
-
-def _carried(events: np.ndarray) -> np.ndarray:
-    """The last event that is not NaN, as int8; 0 before the first."""
-    at = np.maximum.accumulate(np.where(np.isnan(events), -1, np.arange(len(events))))
-    return np.where(at >= 0, np.nan_to_num(events)[np.maximum(at, 0)], 0).astype(np.int8)
+    chosen = rule(name)
+    full = chosen.checked(parameters or {})
+    needed = chosen.needed(**full)
+    if len(candles) < needed:
+        return 0, f"{name} needs {needed} bars and there are {len(candles)}"
+    decided = chosen.decide(candles, **full)
+    targets = decided.targets if isinstance(decided, Decisions) else decided
+    target = int(targets[-1])
+    return target, chosen.reason(candles, target, **full)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ml.economics import Economics, trade
 from ml.labels import LabelDefinition, labels
 from trading import statistics
-from trading.backtest.engine import Costs, run
+from trading.backtest.engine import Costs, Execution, Rules, run
 from trading.backtest.metrics import summarise
 from trading.candles import frame_of, open_times_ms
 from trading.errors import InvalidRequest
@@ -65,7 +65,9 @@ def test_a_symbol_has_the_figures_of_a_backtest_of_its_own() -> None:
     signals = np.random.default_rng(2).choice([-1, 0, 0, 0, 1], 250)
     found = traded(said(candles, "X", signals, 20), {"X": candles}, costs)
     span = candles.iloc[20 : 20 + 250 + 4]
-    result = run(span, hold(np.append(signals, [0] * 4).astype(np.int8), 3), costs, close_at_end=True)
+    result = run(
+        span, hold(np.append(signals, [0] * 4).astype(np.int8), 3), Rules(costs, execution=Execution(close_at_end=True))
+    )
     figures = summarise(result, 8766)
     for name in ("total_return", "sharpe", "max_drawdown", "turnover", "trades", "exposure"):
         assert found.metrics()[name] == pytest.approx(figures[name], rel=1e-12), name

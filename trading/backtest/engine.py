@@ -1,163 +1,212 @@
-"""The backtest engine: checked input, the compiled kernel, results one can read."""
+"""The backtest engine: checked input, the compiled kernel, results one can read.
+
+The rules, and what happens in which order within a bar, stand in ``trading.backtest.rules``.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from trading.candles import check
-from trading.errors import InvalidRequest
+from trading.backtest import inputs
+from trading.backtest import kernel as books
+from trading.backtest.rules import Costs, Decisions, Execution, FeeTier, Limits, Protection, Rules, Sizing
 
-EXIT_REASONS: Final = ("target flat", "target reversed", "end of data", "ruin")
+__all__ = [
+    "BacktestResult", "Costs", "Decisions", "Execution", "FeeTier", "Limits", "Protection", "Rules", "Sizing", "run",
+    "run_portfolio",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Costs:
-    """Costs of each fill: the fee as a share of the notional, the slippage as a share of the price.
-
-    Raises:
-        InvalidRequest: outside [0, 1).
-    """
-
-    fee_rate: float = 0.001
-    slippage_rate: float = 0.0005
-
-    def __post_init__(self) -> None:
-        for name, rate in (("fee rate", self.fee_rate), ("slippage rate", self.slippage_rate)):
-            if not (math.isfinite(rate) and 0 <= rate < 1):
-                raise InvalidRequest(f"{name} is {rate}; it is a share per side from 0 to below 1, 0.001 for 0.1 %")
-
-
-@dataclass(frozen=True)
-class Sizing:
-    """How much an entry buys: fixed ``units`` of the base asset, else ``fraction`` of the cash at hand.
-
-    ``lot``: sizes are whole multiples of it, rounded down (1 for whole shares; 0: any size).
-
-    Raises:
-        InvalidRequest: negative values, or a fraction outside (0, 1].
-    """
-
-    units: float = 0.0
-    fraction: float = 1.0
-    lot: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.units < math.inf and 0 < self.fraction <= 1 and 0 <= self.lot < math.inf):
-            raise InvalidRequest(f"{self} makes no sense: units and lot are 0 or more, the fraction is in (0, 1]")
+REASONS: Final = (
+    "target", "limit", "stop entry", "increased", "reduced", "target flat", "target reversed", "stop loss",
+    "take profit", "trailing stop", "time stop", "liquidation", "ruin", "end of data", "open",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class BacktestResult:
-    """What one strategy did on one series; money in the quote currency.
+    """What one strategy did; money in the quote currency.
 
     Attributes:
-        equity, cash, position: one value per bar after its close, indexed by open time.
-        trades: one row per trade: entry_bar, exit_bar, entry_time, exit_time, side, size, entry_price,
-            exit_price, fees, slippage, pnl (after fees; at the last close for the open one), exit_reason.
-        costs: fees and slippage paid, by kind.
+        symbols: traded, in the order of the columns of ``positions``.
+        equity, cash: one value per bar after its close, indexed by open time.
+        positions: units held after each bar, float64 (n, symbols).
+        trade_rows, fill_rows: what ``trades`` and ``fills`` are made of, columns as in ``trading.backtest.books``.
+        written_off: what the account owed when it was ruined; the broker bears it.
     """
 
     strategy: str
+    symbols: tuple[str, ...]
     equity: pd.Series
     cash: pd.Series
-    position: pd.Series
-    trades: pd.DataFrame
-    costs: dict[str, float]
-    start_cash: float
+    positions: np.ndarray
+    trade_rows: np.ndarray
+    fill_rows: np.ndarray
+    written_off: float
+    rules: Rules
+
+    @property
+    def start_cash(self) -> float:
+        """What the account began with."""
+        return self.rules.cash
 
     @property
     def total_return(self) -> float:
         """Final equity over starting cash, less one."""
-        return float(self.equity.iloc[-1] / self.start_cash - 1)
+        return float(self.equity.to_numpy()[-1] / self.start_cash - 1)
+
+    @property
+    def position(self) -> pd.Series:
+        """Units held after each bar, of a result of one symbol."""
+        return pd.Series(self.positions[:, 0], index=self.equity.index, name="position")
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """What was paid, by kind: fees, slippage, funding (negative: received), borrow."""
+        columns = {
+            "fees": books.T_FEES, "slippage": books.T_SLIPPAGE, "funding": books.T_FUNDING, "borrow": books.T_BORROW,
+        }  # fmt: skip
+        return {name: float(self.trade_rows[:, column].sum()) for name, column in columns.items()}
+
+    @cached_property
+    def trades(self) -> pd.DataFrame:
+        """One row per round trip from flat to flat, in the order of their entries.
+
+        Columns: symbol, side, entry_bar, exit_bar (n while open), entry_time, exit_time (NaT while open), size
+        (units entered in all), entry_price and exit_price (means over the fills), fees, slippage, funding,
+        borrow, pnl (after all costs; an open trade's at the last close), entry_reason, exit_reason.
+        """
+        rows, times = self.trade_rows, self.equity.index
+        still_open = rows[:, books.T_EXIT_REASON] == books.STILL_OPEN
+        ends = rows[:, books.T_EXIT_BAR].astype(np.int64)
+        return pd.DataFrame(
+            {
+                "symbol": np.array(self.symbols, dtype=object)[rows[:, books.T_SYMBOL].astype(np.int64)],
+                "side": rows[:, books.T_SIDE].astype(np.int8),
+                "entry_bar": rows[:, books.T_ENTRY_BAR].astype(np.int64),
+                "exit_bar": ends,
+                "entry_time": times[rows[:, books.T_ENTRY_BAR].astype(np.int64)],
+                "exit_time": pd.Series(times[np.minimum(ends, len(times) - 1)]).mask(still_open),
+                "size": rows[:, books.T_SIZE],
+                "entry_price": rows[:, books.T_ENTRY_PRICE],
+                "exit_price": rows[:, books.T_EXIT_PRICE],
+                "fees": rows[:, books.T_FEES],
+                "slippage": rows[:, books.T_SLIPPAGE],
+                "funding": rows[:, books.T_FUNDING],
+                "borrow": rows[:, books.T_BORROW],
+                "pnl": rows[:, books.T_PNL],
+                "entry_reason": _reasons(rows[:, books.T_ENTRY_REASON]),
+                "exit_reason": _reasons(rows[:, books.T_EXIT_REASON]),
+            }
+        )
+
+    @cached_property
+    def fills(self) -> pd.DataFrame:
+        """Every fill in its order: bar, time (open of the bar), symbol, units (signed), price, reference (price
+        before slippage), fee, slippage, reason, trade (row of ``trades``).
+        """
+        rows = self.fill_rows
+        bars = rows[:, books.F_BAR].astype(np.int64)
+        return pd.DataFrame(
+            {
+                "bar": bars,
+                "time": self.equity.index[bars],
+                "symbol": np.array(self.symbols, dtype=object)[rows[:, books.F_SYMBOL].astype(np.int64)],
+                "units": rows[:, books.F_UNITS],
+                "price": rows[:, books.F_PRICE],
+                "reference": rows[:, books.F_REFERENCE],
+                "fee": rows[:, books.F_FEE],
+                "slippage": rows[:, books.F_SLIPPAGE],
+                "reason": _reasons(rows[:, books.F_REASON]),
+                "trade": rows[:, books.F_TRADE].astype(np.int64),
+            }
+        )
 
 
 def run(
     candles: pd.DataFrame,
-    targets: np.ndarray,
-    costs: Costs | None = None,
+    decisions: np.ndarray | Decisions,
+    rules: Rules | None = None,
     *,
-    sizing: Sizing | None = None,
-    cash: float = 10_000.0,
-    close_at_end: bool = False,
+    funding: np.ndarray | None = None,
+    bars_per_year: float | None = None,
     strategy: str = "strategy",
 ) -> BacktestResult:
-    """Trade target positions over candles: decided on the close, filled at the next open.
-
-    While the target stays, the position keeps its size. An entry that the cash does not cover is left
-    out and tried again on the next bar. An account that reaches zero is closed and trades no more.
+    """Trade one series: decided on the close, filled at the next open, accounted for at every bar.
 
     Args:
-        targets: -1, 0 or +1 per candle, shape (n,).
-        close_at_end: close an open position at the last close; else it stays open, valued there.
+        decisions: targets, shape (n,), -1 to +1, or ``Decisions`` with prices.
+        funding: rate per bar that a long pays at its open, shape (n,), 0 where none is due.
+        bars_per_year: of the calendar, for borrow and volatility; None: of a market that never closes.
         strategy: its name, for messages and tables.
 
     Raises:
         CandleContractError: the candles break their contract.
-        InvalidRequest: no candles, or targets, cash, costs or sizing that make no sense; names the strategy
-            and the bar.
+        InvalidRequest: no candles, or decisions or funding that make no sense; names the strategy and the bar.
     """
-    check(candles)
-    costs, sizing = costs or Costs(), sizing or Sizing()
-    if candles.empty:
-        raise InvalidRequest(f"{strategy}: there are no candles to trade")
-    if not (math.isfinite(cash) and cash > 0):
-        raise InvalidRequest(f"{strategy}: starting cash is {cash}; it must be above zero")
-    wanted = _targets(targets, candles, strategy)
-
-    from trading.backtest import kernel
-
-    equity, cash_after, position, count, *trades = kernel.simulate(
-        np.ascontiguousarray(candles["open"].to_numpy()),
-        np.ascontiguousarray(candles["close"].to_numpy()),
-        wanted,
-        float(cash),
-        float(costs.fee_rate),
-        float(costs.slippage_rate),
-        float(sizing.units),
-        float(sizing.fraction),
-        float(sizing.lot),
-        bool(close_at_end),
+    return run_portfolio(
+        {"": candles},
+        {"": decisions},
+        rules,
+        funding=None if funding is None else {"": funding},
+        bars_per_year=bars_per_year,
+        strategy=strategy,
     )
-    table = _trades(candles, [values[:count] for values in trades], float(costs.fee_rate))
-    index = candles.index
+
+
+def run_portfolio(
+    candles: Mapping[str, pd.DataFrame],
+    decisions: Mapping[str, np.ndarray | Decisions],
+    rules: Rules | None = None,
+    *,
+    funding: Mapping[str, np.ndarray] | None = None,
+    bars_per_year: float | None = None,
+    strategy: str = "portfolio",
+) -> BacktestResult:
+    """Trade several series out of one account, in the order of the symbols.
+
+    The bars are those of all series together; a symbol without a candle at a bar is neither traded nor marked
+    anew there. Arguments and errors as ``run``, by symbol.
+    """
+    rules = rules or Rules()
+    times = inputs.times_of(candles, strategy)
+    per_year = bars_per_year or inputs.usual_bars_per_year(times)
+    market = inputs.market_of(candles, times, rules, funding or {}, per_year, strategy)
+    orders = inputs.orders_of(decisions, candles, times, rules, strategy)
+    return simulated(market, orders, rules, per_year, times, tuple(candles), strategy)
+
+
+def simulated(
+    market: books.Market,
+    orders: books.Orders,
+    rules: Rules,
+    bars_per_year: float,
+    times: pd.DatetimeIndex,
+    symbols: tuple[str, ...],
+    strategy: str,
+) -> BacktestResult:
+    """The result of input that was checked before."""
+    equity, cash = np.empty(len(times)), np.empty(len(times))
+    positions = np.empty((len(times), len(symbols)))
+    terms = inputs.terms_of(rules, bars_per_year)
+    trades, fills, written_off = books.simulate(market, orders, terms, equity, cash, positions)
     return BacktestResult(
         strategy=strategy,
-        equity=pd.Series(equity, index=index, name="equity"),
-        cash=pd.Series(cash_after, index=index, name="cash"),
-        position=pd.Series(position, index=index, name="position"),
-        trades=table,
-        costs={"fees": float(table["fees"].sum()), "slippage": float(table["slippage"].sum())},
-        start_cash=float(cash),
+        symbols=symbols,
+        equity=pd.Series(equity, index=times, name="equity", copy=False),
+        cash=pd.Series(cash, index=times, name="cash", copy=False),
+        positions=positions,
+        trade_rows=trades,
+        fill_rows=fills,
+        written_off=float(written_off),
+        rules=rules,
     )
 
 
-def _targets(targets: np.ndarray, candles: pd.DataFrame, strategy: str) -> np.ndarray:
-    given = np.asarray(targets, dtype=np.float64)
-    if given.shape != (len(candles),):
-        raise InvalidRequest(f"{strategy} gave targets of shape {given.shape} for {len(candles)} candles")
-    wrong = ~np.isin(given, (-1.0, 0.0, 1.0))
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise InvalidRequest(f"{strategy} wants {given[at]} at {candles.index[at]}; a target is -1, 0 or +1")
-    return np.ascontiguousarray(given.astype(np.int8))
-
-
-def _trades(candles: pd.DataFrame, columns: list[np.ndarray], fee_rate: float) -> pd.DataFrame:
-    names = ("entry_bar", "exit_bar", "side", "size", "entry_price", "exit_price", "fees", "slippage", "reason")
-    table = pd.DataFrame(dict(zip(names, columns, strict=True)))
-    times = candles.index
-    still_open = table["exit_bar"].to_numpy() == len(candles)
-    last_price = np.where(still_open, candles["close"].iloc[-1], table["exit_price"])
-    table["pnl"] = table["side"] * table["size"] * (last_price - table["entry_price"]) - table["fees"]
-    table["entry_time"] = times[table["entry_bar"].to_numpy()]
-    table["exit_time"] = pd.Series(times[np.minimum(table["exit_bar"].to_numpy(), len(times) - 1)]).mask(still_open)
-    table["exit_reason"] = [
-        "open" if is_open else EXIT_REASONS[reason] for is_open, reason in zip(still_open, table["reason"], strict=True)
-    ]
-    table["exit_price"] = table["exit_price"].mask(still_open)
-    return table.drop(columns="reason")
+def _reasons(codes: np.ndarray) -> np.ndarray:
+    return np.array(REASONS, dtype=object)[codes.astype(np.int64)]
