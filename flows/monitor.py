@@ -9,11 +9,15 @@ from prefect.states import Completed
 
 from flows.ingest import bring_up_to_date
 from flows.parameters import Days, End, HitRateDrop, Level, PsiThreshold, Refresh, Start, Symbols
-from ml.monitoring import STABLE, DriftRule
+from ml.monitoring import DRIFTED, STABLE, UNKNOWN, DriftRule
 from tasks import reports
 from tasks.monitoring import Monitored, monitor_task
 from tasks.periods import run_moment, span
 from trading.window import Timeframe
+
+HEADINGS = {STABLE: "Nothing to do", DRIFTED: "Train again", UNKNOWN: "Too little to say"}
+# columns of the report beside those that are unusual
+SHOWN = 12
 
 
 @flow(name="monitor", flow_run_name="monitor-{timeframe}", retries=0, persist_result=False)
@@ -66,23 +70,43 @@ def monitor(
 
 def _publish(found: Monitored) -> None:
     title = f"{found.model} version {found.version}" if found.version else f"{found.model} has no champion"
+    rows = f" {found.rows:,} live rows of {found.live.replace('/', ' to ')}." if found.live else ""
     text = [
         f"# {title}: {found.state}",
-        f"Data: **{found.data_mode}**. {found.rows:,} live rows {found.live}. "
-        f"{'Reused: the same bars were looked at before.' if found.reused else ''}",
+        f"Data: **{found.data_mode}**.{rows}{' Reused: the same bars were looked at before.' if found.reused else ''}",
         *([f"[Model version]({found.link})"] if found.link else []),
-        *reports.section("Train again" if found.retrain else "Nothing to do", found.reasons),
+        *reports.section(HEADINGS[found.state], found.reasons),
+        *_columns(found),
     ]
-    if found.columns:
-        order = sorted(found.columns, key=lambda column: -column["psi"] / column["limit"])
-        text += ["## Against training, the nearest to its limit first", reports.markdown_table([*map(_row, order)])]
     key = f"monitor-{found.model}".lower().replace("_", "-").replace(".", "-")
     reports.markdown(key, "\n\n".join(text), f"{found.state}: {found.reasons[0]}"[:200])
     if found.picture is not None:
         reports.picture(f"drift-{found.model}".lower().replace("_", "-").replace(".", "-"), Path(found.picture), title)
 
 
+def _columns(found: Monitored) -> list[str]:
+    """What has drifted or is unusual, and the next few, with what the figures mean."""
+    order = sorted(found.columns, key=lambda column: -column["psi"] / column["limit"])
+    unusual = sum(bool(column["unusual"]) for column in order)
+    shown, left = order[: unusual + SHOWN], order[unusual + SHOWN :]
+    if not shown:
+        return []
+    more = f" {len(left)} more columns are farther from their limits than these." if left else ""
+    return [
+        "## Against training, the nearest to its limit first",
+        reports.markdown_table([*map(_row, shown)]),
+        "PSI says how far the live rows are from those of the training, KS likewise from 0 to 1. *By chance* is the "
+        "mean PSI of independent rows, *usual up to* what the training's own windows of this length reached: rows "
+        "of a market come in spells. A column has drifted when its PSI is above what is usual and large besides."
+        + more,
+    ]
+
+
 def _row(column: dict[str, object]) -> dict[str, object]:
-    figures = {name: f"{column[name]:.3f}" for name in ("psi", "expected", "limit", "ks")}
-    verdict = "**drifted**" if column["drifted"] else "unusual" if column["unusual"] else "usual"
-    return {"column": column["name"], **figures, "size": column["size"], "verdict": verdict}
+    verdict = "**drifted**" if column["drifted"] else f"unusual, {column['size']}" if column["unusual"] else "usual"
+    figures = (("PSI", "psi"), ("by chance", "expected"), ("usual up to", "limit"), ("KS", "ks"))
+    return {
+        "column": column["name"],
+        **{title: f"{column[name]:.3f}" for title, name in figures},
+        "verdict": verdict,
+    }

@@ -11,7 +11,8 @@ what no column of the group passed in all but ``level`` of those windows; it is 
 independent rows. A column has drifted when its PSI is both unusual (above the limit) and large (above
 0.25). All columns of a group together thereby cry wolf in about a share ``level`` of quiet windows, not
 each of them (the idea of Westfall and Young 1993, with their maximum taken over windows instead of
-permutations). The longest windows fit into the training only ``LEAST_WINDOWS`` times, so that there the
+permutations). That is of windows like the training's; what it comes to on new bars is measured by
+``deployments.bench_monitor``. The longest windows fit into the training only ``LEAST_WINDOWS`` times, so that there the
 share is nearer to 1 in ``LEAST_WINDOWS``.
 """
 

@@ -127,28 +127,30 @@ def fold_equity(
 
 
 def drift_chart(
-    shifts: Mapping[str, float], title: str, path: Path, data_mode: str, *, watch: float = 0.1, act: float = 0.25,
-    most: int = 25,
+    shifts: Mapping[str, float], limits: Mapping[str, float], title: str, path: Path, data_mode: str, *,
+    act: float = 0.25, most: int = 25,
 ) -> Path:  # fmt: skip
-    """Write a PNG of the features whose distribution moved most.
+    """Write a PNG of the features that are nearest to drift: their shift, and a mark at what is usual.
 
     Args:
         shifts: population stability index by feature, 0 or more.
-        watch, act: where a shift is moderate, and where it is large; the usual 0.1 and 0.25.
-        most: features to draw; the title says how many are left out.
+        limits: what is usual of each, above 0; a feature has drifted above both its limit and ``act``.
+        act: where a shift is large; conventionally 0.25.
+        most: features to draw; the title says how many there are.
     """
-    shown = sorted(shifts.items(), key=lambda item: (-item[1], item[0]))[:most][::-1]
+    order = sorted(shifts, key=lambda name: (-shifts[name] / limits[name], name))
+    shown = order[:most][::-1]
+    drifted = {name for name in order if shifts[name] > max(limits[name], act)}
     figure = _figure(title, data_mode, width=8, height=1.9 + 0.24 * len(shown))
     axes = figure.subplots()
-    colours = [_RED if value >= act else _COLOURS[3] if value >= watch else _COLOURS[0] for _, value in shown]
-    axes.barh(range(len(shown)), [value for _, value in shown], 0.7, color=colours)
-    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
-    for limit, said in ((watch, "watch"), (act, "act")):
-        axes.axvline(limit, color=_INK, linewidth=0.9, linestyle="--", label=f"{said} from {limit:g}",
-                     alpha=0.5 if said == "watch" else 1.0)  # fmt: skip
-    axes.set_xlim(0, 1.08 * max([act, *(value for _, value in shown)]))
-    moved = sum(value >= act for value in shifts.values())
-    _style(axes, f"{moved} of {len(shifts)} features moved much ({len(shown)} shown)",
+    colours = [_RED if name in drifted else _COLOURS[0] for name in shown]
+    axes.barh(range(len(shown)), [shifts[name] for name in shown], 0.7, color=colours)
+    axes.plot([limits[name] for name in shown], range(len(shown)), "|", color=_INK, markersize=11,
+              markeredgewidth=1.8, label="usual up to")  # fmt: skip
+    axes.set_yticks(range(len(shown)), shown)
+    axes.axvline(act, color=_INK, linewidth=0.9, linestyle="--", label=f"large from {act:g}")
+    axes.set_xlim(0, 1.08 * max([act, *(max(shifts[name], limits[name]) for name in shown)]))
+    _style(axes, f"{len(drifted)} of {len(shifts)} features drifted ({len(shown)} nearest to their limits shown)",
            "population stability index against training", "", along="x")  # fmt: skip
     _beside(axes)
     return _write(figure, path)

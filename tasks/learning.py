@@ -1,7 +1,8 @@
 """What a training finds out, before anything is written down: tuning, walk-forward, money, luck, the final fit.
 
 Tuning sees only rows before the first test span of the walk-forward, on folds of its own, so that the
-scores that the gate compares are of rows which chose nothing.
+scores that the gate compares are of rows which chose nothing. The combinatorial evaluation, where one is asked
+for, tests all rows, those that tuned parameters were chosen on among them: they flatter a tuned estimator there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trading.errors import InsufficientHistory, InvalidRequest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ml.combinatorial import PathSpread
     from ml.economics import Economics
     from ml.estimators import Fitted
     from ml.evaluation import Scores
@@ -44,7 +46,10 @@ class TrainingRequest:
     ``tune_trials`` are tried on ``TUNED``, none for 0, and no further one begins after ``tune_seconds``.
     ``estimators``: those to try beside the baselines; none stands for all. ``parameters``: fixed values by
     estimator, and ``features``: those of ``ml.features.FeatureSet`` that are not the defaults. ``rolling_days``:
-    train each fold on so many days before it; None for all of the past.
+    train each fold on so many days before it; None for all of the past. ``combinatorial_groups``: cut time into
+    so many groups and beside the walk-forward evaluate each estimator on every choice of
+    ``combinatorial_test_groups`` of them (``ml.combinatorial``), which costs as many fits of each as there are
+    choices; none for 0.
     """
 
     horizon: int
@@ -63,6 +68,8 @@ class TrainingRequest:
     rolling_days: int | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
+    combinatorial_groups: int = 0
+    combinatorial_test_groups: int = 2
 
     @property
     def round_trip_cost(self) -> float:
@@ -87,7 +94,7 @@ class Learned:
     backtest engine. ``overfitting``: of the winner among all estimators that could have won. ``unseen`` holds
     the winner's out-of-sample signals (see ``ml.training.out_of_sample``), ``importance`` the rise of its log loss on
     the last fold when a feature is shuffled, ``findings`` what the feature suite had to say without
-    stopping the training.
+    stopping the training. ``spreads``: of each estimator over the combinatorial paths; none without them.
     """
 
     features: FeatureSet
@@ -107,6 +114,7 @@ class Learned:
     rule: SignalRule
     example: pd.DataFrame
     findings: tuple[str, ...]
+    spreads: tuple[PathSpread, ...] = ()
 
     @property
     def scores(self) -> tuple[Scores, ...]:
@@ -126,10 +134,11 @@ def learn(
     Raises:
         InsufficientHistory: too few candles for a row, the folds, or the classes of a fold.
         ExpectationFailed: the feature matrix is not what its features declare.
-        InvalidRequest: an unknown estimator, none that could win, or none to tune.
+        InvalidRequest: an unknown estimator, none that could win, none to tune, or combinatorial groups of
+            which none would be left to learn from.
     """
     import expectations.features as feature_suite
-    from ml import estimators, evaluation, splits, training
+    from ml import combinatorial, estimators, evaluation, splits, training
     from ml.importance import permutation_importance
 
     label, features = label_of(request), features_of(request)
@@ -139,6 +148,18 @@ def learn(
     embargo = request.horizon * dataset.timeframe.delta
     rolling = timedelta(days=request.rolling_days) if request.rolling_days else None
     folds = splits.walk_forward_folds(table.t0, table.t1, folds=request.folds, embargo=embargo, rolling=rolling)
+    # made before anything is fitted: a request that cannot be met is told at once
+    choices = (
+        splits.combinatorial_folds(
+            table.t0,
+            table.t1,
+            groups=request.combinatorial_groups,
+            test_groups=request.combinatorial_test_groups,
+            embargo=embargo,
+        )
+        if request.combinatorial_groups
+        else []
+    )
     tuning = None
     wanted = set(request.estimators or estimators.ESTIMATORS) | estimators.BASELINES
     if wanted == estimators.BASELINES or (request.tune_trials and TUNED not in wanted):
@@ -198,6 +219,14 @@ def learn(
         rule=rule,
         example=next(iter(frames.values())).tail(features.rows_needed).reset_index(),
         findings=tuple(map(str, verdict.findings)),
+        spreads=combinatorial.spreads(
+            table,
+            choices,
+            parameters,
+            lambda unseen: earned_by(unseen, frames, dataset, request),
+            seed=request.seed,
+            progress=lambda done, total, _: progress.report(f"combinatorial {dataset.timeframe.value}", done, total),
+        ),
     )
 
 

@@ -129,9 +129,7 @@ def monitor(
         link=chosen.link,
         dataset_digest=dataset.digest,
         data_mode=dataset.data_mode,
-        picture=_draw(
-            settings, verdict, f"{name} version {chosen.version}: {verdict.state}", key, dataset.data_mode, rule
-        ),
+        picture=_draw(settings, verdict, f"{name} version {chosen.version}", key, dataset.data_mode, rule),
         reused=False,
     )
     if found.retrain:
@@ -200,13 +198,15 @@ def _draw(settings: Settings, verdict: Verdict, title: str, key: str, data_mode:
     from ml.drift import PREDICTIONS
     from ml.plots import drift_chart
 
-    shifts = {column.name: column.psi for column in verdict.columns if column.name not in PREDICTIONS}
-    if not shifts:
+    columns = [column for column in verdict.columns if column.name not in PREDICTIONS]
+    if not columns:
         return None
+    shifts = {column.name: column.psi for column in columns}
+    limits = {column.name: column.limit for column in columns}
     folder: Path = settings.home / "reports" / "monitor" / key[:12]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "drift.png"
-    return str(drift_chart(shifts, f"{title}: {verdict.state}", path, data_mode, watch=rule.moderate, act=rule.large))
+    return str(drift_chart(shifts, limits, f"{title}: {verdict.state}", path, data_mode, act=rule.large))
 
 
 def _unknown(name: str, symbols: Sequence[str], timeframe: Timeframe, chosen: Champion | None, why: str) -> Monitored:

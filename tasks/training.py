@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from ml.combinatorial import PathSpread
     from ml.economics import Economics
     from ml.evaluation import Scores
     from ml.overfitting import Overfitting
@@ -46,7 +47,8 @@ class Trained:
 
     ``scores`` has one row per estimator; ``folds`` one per estimator and fold; ``luck`` says in words how much of
     the winner may be luck; ``reused`` says that an equal training had been done before and nothing was
-    run; ``findings`` are what was odd about the feature matrix without stopping the training.
+    run; ``findings`` are what was odd about the feature matrix without stopping the training; ``paths`` has a
+    row per estimator with its spread over the combinatorial paths (``ml.combinatorial``), none without them.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Trained:
     pictures: list[str]
     reused: bool
     findings: list[str] = field(default_factory=list)
+    paths: list[dict[str, Any]] = field(default_factory=list)
 
 
 def model_name(symbols: tuple[str, ...] | list[str], timeframe: Timeframe) -> str:
@@ -156,6 +159,7 @@ def train(
                 pictures=[path.name for path in pictures],
                 reused=False,
                 findings=list(learned.findings),
+                paths=[_path_row(spread) for spread in learned.spreads],
             )
             training_runs.log_decision(client, run_id, decision)
             training_runs.describe(client, experiment, name, version, done.scores, decision)
@@ -292,6 +296,10 @@ def _score_row(learned: Learned, score: Scores) -> dict[str, Any]:
     earned = learned.economics[score.estimator].metrics()
     money: dict[str, float] = {name: earned[name] for name in ECONOMICS if name in earned}
     return {"estimator": score.estimator, **score.metrics(), "skill": score.skill(learned.baseline), **money}
+
+
+def _path_row(spread: PathSpread) -> dict[str, Any]:
+    return {"estimator": spread.estimator, "splits": spread.splits, **spread.metrics()}
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------

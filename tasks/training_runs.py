@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tasks import mlflow_pages, registry
+from tasks import mlflow_pages, registry, reports, training_tables
 from tasks.datasets import Dataset
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 UNSEEN: Final = "out_of_sample.parquet"
 REFERENCE: Final = "drift_reference.json"
 IMPORTANCE: Final = "importance.csv"
-# what tables for people show of an estimator
-SHOWN: Final = ("log_loss", "skill", "auc", "hit_rate", "total_return", "sharpe", "max_drawdown", "trades")
 FOLD_METRICS: Final = (
     "log_loss", "accuracy", "auc", "brier", "calibration_error", "information_coefficient", "hit_rate", "net_return",
     "signals", "test_rows", "train_rows",
@@ -107,6 +105,7 @@ def log_parent(
             **learned.economics[winner.estimator].metrics(),
             **learned.overfitting.metrics(),
             **_tuning_metrics(learned),
+            **_path_metrics(learned, winner.estimator),
             "skill": winner.skill(learned.baseline),
             "baseline_log_loss": learned.baseline.log_loss,
             "rows": float(len(learned.table)),
@@ -136,7 +135,12 @@ def log_children(
 
     for score in learned.scores:
         estimator = score.estimator
-        figures = {**score.metrics(), **learned.economics[estimator].metrics(), "skill": score.skill(learned.baseline)}
+        figures = {
+            **score.metrics(),
+            **learned.economics[estimator].metrics(),
+            **_path_metrics(learned, estimator),
+            "skill": score.skill(learned.baseline),
+        }
         run_id = log(estimator, "estimator", parent, figures, dict(learned.parameters[estimator]))
         for fold in score.folds:
             log(f"{estimator} fold {fold.fold}", "fold", run_id, _fold_metrics(fold), {"fold": fold.fold})
@@ -164,24 +168,14 @@ def describe(
         scores: one row per estimator, as in ``tasks.training.Trained``.
     """
     for kind in ("training", "estimator"):
-        mlflow_pages.share_view(client, experiment, f"{kind}s", kind=kind, metrics=SHOWN)
-    head = f"| estimator | {' | '.join(name.replace('_', ' ') for name in SHOWN)} |\n|{'---|' * (len(SHOWN) + 1)}"
-    rows = [f"| {row['estimator']} | {' | '.join(_cell(name, row.get(name)) for name in SHOWN)} |" for row in scores]
+        mlflow_pages.share_view(client, experiment, f"{kind}s", kind=kind, metrics=training_tables.SHOWN)
     verdict = "is the champion" if decision.promote else "was not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
     text = (
         f"**{name} version {version} {verdict}.** Out of sample, after costs; each estimator is a run below the newest "
-        f"training, with its folds.\n\n{head}\n" + "\n".join(rows) + f"\n\n{reasons}"
+        f"training, with its folds.\n\n{reports.markdown_table(training_tables.side_by_side(scores))}\n\n{reasons}"
     )
     client.set_experiment_tag(experiment, "mlflow.note.content", text[:5000])
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None or (name in {"log_loss", "skill"} and abs(value) > 3):
-        return ""
-    if name in {"skill", "hit_rate", "total_return", "max_drawdown"}:
-        return f"{value:.1%}"
-    return f"{value:.4f}" if name == "log_loss" else f"{value:,.0f}" if name == "trades" else f"{value:.2f}"
 
 
 def luck(learned: Learned) -> list[str]:
@@ -240,6 +234,12 @@ def _tuning_metrics(learned: Learned) -> dict[str, float]:
     if learned.tuning is None:
         return {}
     return {f"tuning.{name}": value for name, value in learned.tuning.overfitting.metrics().items()}
+
+
+def _path_metrics(learned: Learned, estimator: str) -> dict[str, float]:
+    """The spread of an estimator over the combinatorial paths, where there are any."""
+    found = {one.estimator: one.metrics() for one in learned.spreads}.get(estimator, {})
+    return {f"paths.{name}": value for name, value in found.items()}
 
 
 def _flow_link(flow_run_id: str) -> str:

@@ -43,7 +43,7 @@ def equities(path: Path, mode: str) -> Path:
 
 
 def drifts(path: Path, mode: str) -> Path:
-    return drift_chart({"rsi": 0.4, "roc": 0.15, "atr": 0.0}, "t", path, mode)
+    return drift_chart({"rsi": 0.4, "roc": 0.15, "atr": 0.0}, {"rsi": 0.3, "roc": 0.2, "atr": 0.2}, "t", path, mode)
 
 
 @pytest.mark.parametrize("draw", [reliabilities, importances, equities, drifts])
@@ -71,5 +71,5 @@ def test_extremes_are_drawn_without_a_warning(tmp_path: Path, recwarn: pytest.Wa
     sure = replace(scores()[0].folds[0], estimator="hold", log_loss=9.0)
     fold_losses([*scores(), Scores("hold", (sure, replace(sure, fold=2)))], "t", tmp_path / "a.png", "live")
     fold_equity({}, returns(1) * 0, "t", tmp_path / "b.png", "live")
-    drift_chart({"rsi": 0.0}, "t", tmp_path / "c.png", "live")
+    drift_chart({"rsi": 0.0}, {"rsi": 0.1}, "t", tmp_path / "c.png", "live")
     assert [str(warning.message) for warning in recwarn] == []

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,16 +18,17 @@ import pytest
 from mlflow import MlflowClient
 
 import ml.training
-from ml.training import TrainingTable
-from tasks import ledger, model_files, promotions, registry, training_runs
+from tasks import model_files, promotions, registry, training_runs
 from tasks.datasets import Dataset, load, select
 from tasks.learning import TrainingRequest, learn
 from tasks.models import champion
 from tasks.settings import Settings
-from tasks.store import Store, open_store, write_candles
+from tasks.store import Store, open_store
 from tasks.training import Trained, judge_of, train
-from trading.candles import between, frame_of
-from trading.window import Timeframe, Window, split_by_period
+from tests.trainings import shuffled, stored
+from trading.candles import frame_of
+from trading.errors import InvalidRequest
+from trading.window import Timeframe, Window
 
 pytestmark = pytest.mark.integration
 
@@ -50,19 +51,6 @@ def momentum(seed: int) -> pd.DataFrame:
     stamps = int(START.timestamp() * 1000) + 3_600_000 * np.arange(BARS)
     high, low = np.maximum(open_, close) * above, np.minimum(open_, close) / below
     return frame_of(stamps, np.column_stack([open_, high, low, close, rng.uniform(1, 10, BARS)]))
-
-
-def stored(store: Store, symbol: str, candles: pd.DataFrame) -> None:
-    whole = Window(symbol, Timeframe.H1, START, START + BARS * timedelta(hours=1))
-    for part in split_by_period(whole):
-        rows = between(candles, part)
-        written = write_candles(store, part, rows, "simulated")
-        entry = ledger.LedgerEntry(
-            window=part, status=ledger.APPROVED, rows=len(rows), quarantined={}, gaps=0, suite="test", flow_run_id=None,
-            data_mode="simulated", source="test", calendar="24/7", recorded_at=NOW, findings=(), added=len(rows),
-            digest=written.digest,
-        )  # fmt: skip
-        ledger.record(store, entry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +77,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     settings = Settings(home=home)
     with open_store(home) as store:
         for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD")):
-            stored(store, symbol, momentum(number))
+            window = Window(symbol, Timeframe.H1, START, START + BARS * timedelta(hours=1))
+            stored(store, window, momentum(number), "simulated")
         yield Bench(settings, registry.connect(settings), store)
 
 
@@ -207,20 +196,37 @@ def test_every_trial_of_a_tuning_is_logged_and_counts_as_luck(bench: Bench) -> N
     assert any(key.startswith("lightgbm.") for key in params)
 
 
+def test_a_combinatorial_evaluation_stands_beside_the_walk_forward_and_decides_nothing(bench: Bench) -> None:
+    plain = bench.train("AAA", 2_000)
+    trained = bench.train("AAA", 2_000, combinatorial_groups=4)
+    assert plain.paths == []
+    # another training, with the same word of the gate
+    assert trained.version != plain.version
+    assert (trained.winner, trained.scores, trained.folds) == (plain.winner, plain.scores, plain.folds)
+    assert trained.decision[0] == plain.decision[0]
+    rows = {row["estimator"]: row for row in trained.paths}
+    assert list(rows) == [row["estimator"] for row in trained.scores]
+    assert {(row["splits"], row["count"]) for row in trained.paths} == {(6, 3.0)}
+    logged = {run.info.run_name: run.data.metrics for run in children(bench, trained)["estimator"]}
+    for name, row in rows.items():
+        assert row["log_loss_min"] <= row["log_loss_median"] <= row["log_loss_max"]
+        assert {key.removeprefix("paths."): value for key, value in logged[name].items() if key[:6] == "paths."} == {
+            key: value for key, value in row.items() if key not in {"estimator", "splits"}
+        }
+    # this market goes on as it went, so that what learns it is better on every path, and earns on each
+    assert rows["logistic"]["log_loss_max"] < rows["baseline"]["log_loss_min"]
+    assert rows["logistic"]["profitable"] == 1
+    run = bench.client.get_run(trained.run_id)
+    assert run.data.metrics["paths.sharpe_median"] == rows["logistic"]["sharpe_median"]
+    assert run.data.params["combinatorial_groups"] == "4"
+    with pytest.raises(InvalidRequest, match="test_groups=4 must be at least 1 and below groups=4"):
+        bench.train("AAA", 2_000, combinatorial_groups=4, combinatorial_test_groups=4)
+
+
 def test_a_model_of_shuffled_labels_is_never_promoted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the market whose sound model is promoted above, with nobody to beat but chance."""
-    real: Callable[..., TrainingTable] = ml.training.assemble
     dataset = bench.dataset("AAA")
     frames = load(bench.store, dataset)
-
-    def shuffled(seed: int) -> Callable[..., TrainingTable]:
-        def assemble(*args: Any, **kwargs: Any) -> TrainingTable:
-            table = real(*args, **kwargs)
-            order = np.random.default_rng(seed).permutation(len(table))
-            return dataclasses.replace(table, y=table.y[order], forward_return=table.forward_return[order])
-
-        return assemble
-
     for seed in range(20):
         monkeypatch.setattr(ml.training, "assemble", shuffled(seed))
         request = dataclasses.replace(REQUEST, seed=seed, estimators=("logistic", "lightgbm"))
