@@ -93,6 +93,7 @@ def market_of(
             {symbol: _volatility_share(frame, rules, bars_per_year) for symbol, frame in candles.items()},
             candles,
             times,
+            standing=True,
         )
     stamps = open_times_ms(pd.DataFrame(index=times)) if rules.costs.tiers or rules.limits.max_trades_per_day else None
     return Market(
@@ -115,7 +116,7 @@ def orders_of(
     rules: Rules,
     strategy: str,
 ) -> Orders:
-    """The kernel's orders. Where a symbol has no candle its last target stands.
+    """The kernel's orders. Where a symbol has no candle its last decision stands.
 
     Raises:
         InvalidRequest: decisions of the wrong length, targets outside [-1, 1], prices that are not above zero,
@@ -130,9 +131,9 @@ def orders_of(
     }
     for symbol, one in whole.items():
         _check_decisions(one, candles[symbol], rules, strategy)
-    targets = _laid({symbol: one.targets for symbol, one in whole.items()}, candles, times)
-    if len(candles) > 1 and np.isnan(targets).any():
-        targets = np.nan_to_num(pd.DataFrame(targets).ffill().to_numpy())
+    targets = _laid({symbol: one.targets for symbol, one in whole.items()}, candles, times, standing=True)
+    if len(candles) > 1:
+        targets = np.nan_to_num(targets, copy=False)
     others = {}
     for name in (entry.name for entry in fields(Decisions) if entry.name != "targets"):
         given = {symbol: getattr(one, name) for symbol, one in whole.items()}
@@ -141,7 +142,7 @@ def orders_of(
                 symbol: values if len(values) else np.full(len(candles[symbol]), np.nan)
                 for symbol, values in given.items()
             }
-            others[name] = _laid(filled, candles, times)
+            others[name] = _laid(filled, candles, times, standing=True)
         else:
             others[name] = _NONE
     return Orders(
@@ -187,7 +188,7 @@ def terms_of(rules: Rules, bars_per_year: float) -> Terms:
         reenter=bool(protection.reenter),
         cooldown=int(limits.cooldown_bars),
         day_limit=int(limits.max_trades_per_day),
-        least_edge=float(limits.min_edge * costs.round_trip),
+        least_edge=float(limits.min_edge * costs.round_trip) if limits.min_edge > 0 else -math.inf,
         max_positions=int(limits.max_positions),
         same_close=execution.fill == "same close",
         cross=bool(execution.limit_needs_cross),
@@ -247,24 +248,40 @@ def _table(candles: Mapping[str, pd.DataFrame], times: pd.DatetimeIndex, name: s
     return _laid({symbol: frame[name].to_numpy() for symbol, frame in candles.items()}, candles, times)
 
 
-def _laid(values: Mapping[str, np.ndarray], candles: Mapping[str, pd.DataFrame], times: pd.DatetimeIndex) -> np.ndarray:
-    """One column per symbol on the common times, NaN between; one whole series is not copied."""
+def _laid(
+    values: Mapping[str, np.ndarray],
+    candles: Mapping[str, pd.DataFrame],
+    times: pd.DatetimeIndex,
+    *,
+    standing: bool = False,
+) -> np.ndarray:
+    """One column per symbol on the common times; one whole series is not copied.
+
+    Where a symbol has no candle: NaN, or what was said at its last one (NaN before the first), where that is
+    ``standing``.
+    """
     if len(candles) == 1:
         (one,) = values.values()
         return np.ascontiguousarray(one, dtype=np.float64).reshape(-1, 1)
     table = np.full((len(times), len(candles)), np.nan)
     for column, (symbol, frame) in enumerate(candles.items()):
-        rows = slice(None) if len(frame) == len(times) else times.get_indexer(pd.DatetimeIndex(frame.index))
-        table[rows, column] = values[symbol]
+        if len(frame) == len(times):
+            table[:, column] = values[symbol]
+        elif standing:
+            last = np.searchsorted(open_times_ms(frame), times.asi8, side="right") - 1
+            table[last >= 0, column] = np.asarray(values[symbol])[last[last >= 0]]
+        else:
+            table[times.get_indexer(pd.DatetimeIndex(frame.index)), column] = values[symbol]
     return table
 
 
 def _volatility_share(candles: pd.DataFrame, rules: Rules, bars_per_year: float) -> np.ndarray:
-    """Share of the equity that brings the position to the wanted volatility, 0 where that is not known."""
+    """Share of the equity that brings the position to the wanted volatility, NaN where that is not known."""
     sizing = rules.sizing
     returns = pd.Series(np.log(candles["close"].to_numpy())).diff()
     realised = returns.rolling(sizing.volatility_bars).std().to_numpy() * math.sqrt(bars_per_year)
     # a rolling deviation of equal values leaves a rest of rounding; what moves less than this does not move
     known = realised > 1e-9
-    share = np.divide(sizing.volatility, realised, out=np.zeros(len(realised)), where=known)
-    return np.minimum(share, sizing.fraction)
+    share = np.divide(sizing.volatility, realised, out=np.full(len(realised), np.nan), where=known)
+    capped: np.ndarray = np.minimum(share, sizing.fraction)
+    return capped

@@ -53,7 +53,8 @@ class Orders(NamedTuple):
 
 class Terms(NamedTuple):
     """``Rules`` as numbers. ``slip``: slippage and half the spread; ``borrow``: per bar; ``gear``: most gross
-    exposure as a share of the equity; ``least_edge``: as a return; ``tiers``: rows (traded, maker, taker).
+    exposure as a share of the equity; ``least_edge``: as a return, -inf
+    without one; ``tiers``: rows (traded, maker, taker).
     """
 
     cash: float
@@ -102,10 +103,10 @@ class Books(NamedTuple):
 
 # of each symbol
 (
-    POSITION, SIZED, BLOCKED, LAST_EXIT, ENTRY_BAR, AVERAGE, STOP, TARGET, TRAIL, PEAK, INSIDE, LEVEL, ROW,
-    CLOSED, WON, GAINS, LOSSES, MARK,
-) = range(18)  # fmt: skip
-STATE_WIDTH = 18
+    POSITION, SIZED, BLOCKED, LAST_EXIT, ENTRY_BAR, AVERAGE, STOP, TARGET, TRAIL, PEAK, INSIDE, START, LEVEL,
+    ROW, CLOSED, WON, GAINS, LOSSES, MARK,
+) = range(19)  # fmt: skip
+STATE_WIDTH = 19
 
 # of the account
 CASH, TAKER, MAKER, TRADES, FILLS, HELD_SYMBOLS, DAY, DAY_ENTRIES, WRITTEN_OFF, ENDED = range(10)
@@ -171,7 +172,7 @@ def enter(
         trade[T_EXIT_BAR], trade[T_EXIT_REASON], trade[T_EXIT_PRICE] = np.nan, STILL_OPEN, np.nan
         trade[T_ENTRY_PRICE] = price
         own[ROW], own[ENTRY_BAR], own[AVERAGE], own[PEAK] = row, bar, price, price
-        own[INSIDE] = bar if inside else -1
+        own[INSIDE], own[START] = bar if inside else -1, reference
         own[POSITION] = side * size
     else:
         trade = trades[int(own[ROW])]
@@ -333,7 +334,7 @@ def release(
         price, equity = reference * (1.0 - side * terms.slip), worth(references, state, account)
         wanted = wanted_units(decided, symbol, want, price, account[TAKER], equity, market, orders, terms, own)
         size, reason = held - wanted, REDUCED if wanted > 0.0 else FLAT
-        if not size > 0.0 or (want == own[SIZED] and not size > terms.rebalance * wanted):
+        if not size > 1e-12 * held or (want == own[SIZED] and not size > terms.rebalance * wanted):
             return
     price = taken_price(reference, -side, size, volume, terms)
     if reason == REDUCED and size * price < terms.min_notional:
@@ -342,7 +343,7 @@ def release(
     if reason == REDUCED:
         own[SIZED] = want
         set_level(symbol, state, account, terms, len(references) == 1)
-    elif timed and not terms.reenter:
+    elif timed and want * side > 0.0 and not terms.reenter:
         own[BLOCKED] = side
 
 
@@ -357,7 +358,7 @@ def allowed(
         return False
     if terms.max_positions > 0 and account[HELD_SYMBOLS] >= terms.max_positions:
         return False
-    return not (terms.least_edge > 0.0 and not orders.edges[decided, symbol] * side >= terms.least_edge)
+    return terms.least_edge == -np.inf or orders.edges[decided, symbol] * side >= terms.least_edge
 
 
 @_flat
@@ -387,7 +388,9 @@ def acquire(
     wanted = wanted_units(decided, symbol, want, price, rate, equity, market, orders, terms, own)
     if terms.impact > 0.0 and not maker:
         # sized for the impact of the larger size, filled with that of the size it comes to
-        price = taken_price(reference, side, max(wanted - held, 0.0), volume, terms)
+        if not wanted > held:
+            return
+        price = taken_price(reference, side, wanted - held, volume, terms)
         wanted = wanted_units(decided, symbol, want, price, rate, equity, market, orders, terms, own)
     size = wanted - held
     if held > 0.0 and want == own[SIZED] and not size > terms.rebalance * wanted:
@@ -409,7 +412,8 @@ def acquire(
         size = whole_lots(max(least, 0.0), terms.lot)
     if not maker:
         price = taken_price(reference, side, max(size, 0.0), volume, terms)
-    if not size > 0.0 or size * price < terms.min_notional:
+    # what rounding leaves over is not an order
+    if not size > 1e-12 * wanted or size * price < terms.min_notional:
         return
     fresh = held == 0.0
     enter(bar, symbol, side, size, price, reference, rate, reason, inside, books)
@@ -480,7 +484,7 @@ def wanted_units(
     terms: Terms,
     own: np.ndarray,
 ) -> float:
-    """Units that a target stands for at this price, whole lots."""
+    """Units that a target stands for at this price, whole lots; NaN where that is not known."""
     size = abs(want)
     if terms.units > 0.0:
         return whole_lots(size * terms.units, terms.lot)
@@ -496,12 +500,12 @@ def wanted_units(
             stop = price * (1.0 - side * terms.stop_loss)
         distance = side * (price - stop)
         if not distance > 0.0:
-            return 0.0
+            return np.nan
         share = min(share, terms.risk * price / distance)
     if terms.kelly > 0.0 and own[CLOSED] >= terms.kelly_trades:
         share = min(share, max(terms.kelly_floor, terms.kelly * kelly_of(own)))
     share *= size
-    if not (share > 0.0 and equity > 0.0):
+    if not equity > 0.0 or share <= 0.0:
         return 0.0
     return whole_lots(share * equity / (price * (1.0 + max(1.0, share) * rate)), terms.lot)
 
@@ -524,7 +528,7 @@ def kelly_of(own: np.ndarray) -> float:
 @_flat
 def whole_lots(size: float, lot: float) -> float:
     """``size`` rounded down to lots; a hair above, so that 3.0 that came out as 2.9999999999 is 3."""
-    return math.floor(size / lot * (1.0 + 1e-12)) * lot if lot > 0.0 else size
+    return np.floor(size / lot * (1.0 + 1e-12)) * lot if lot > 0.0 else size
 
 
 @_flat
@@ -614,12 +618,13 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
     targets, funding = orders.targets, market.funding
     bars, symbols = closes.shape
     alone, resized = symbols == 1, terms.rebalance < np.inf
+    trailing = terms.trailing > 0.0 or orders.trails.shape[0] > 0
     hurried = alone and not resized and funding.shape[0] == 0 and terms.tiers.shape[0] == 0
     bar = first - 1
     while bar < bars - 1:
         bar += 1
         if hurried:
-            bar = skip_quiet(bar, market, targets, terms, state, account, equity, cash, positions)
+            bar = skip_quiet(bar, market, targets, trailing, terms, state, account, equity, cash, positions)
             if bar == bars:
                 return bars
         # at most two trades begin and six fills happen per symbol and bar
@@ -659,7 +664,7 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
                 touched = high >= state[symbol, LEVEL] or low <= state[symbol, TARGET]
             if touched:
                 protect(bar, symbol, alone, market, terms, books)
-            if state[symbol, POSITION] != 0.0 and (terms.trailing > 0.0 or not math.isnan(state[symbol, TRAIL])):
+            if trailing and state[symbol, POSITION] != 0.0:
                 best = closes[bar, symbol] if state[symbol, INSIDE] == bar else (high if position > 0.0 else low)
                 if (best - state[symbol, PEAK]) * position > 0.0:
                     state[symbol, PEAK] = best
@@ -720,6 +725,7 @@ def skip_quiet(  # noqa: PLR0912
     first: int,
     market: Market,
     targets: np.ndarray,
+    trailing: bool,
     terms: Terms,
     state: np.ndarray,
     account: np.ndarray,
@@ -758,7 +764,6 @@ def skip_quiet(  # noqa: PLR0912
         end = min(end, int(own[ENTRY_BAR]) + terms.max_bars)
     if position < 0.0 and terms.borrow > 0.0:
         return bar
-    trailing = terms.trailing > 0.0 or not math.isnan(own[TRAIL])
     peak, floor = own[PEAK] if trailing else np.nan, terms.maintenance * abs(position)
     while bar < end:
         high, low, close = highs[bar, 0], lows[bar, 0], closes[bar, 0]
@@ -822,12 +827,12 @@ def pending(
 @_flat
 def protect(bar: int, symbol: int, alone: bool, market: Market, terms: Terms, books: Books) -> None:
     """End a position whose level or target the bar has touched."""
-    state, account, trades = books.state, books.account, books.trades
+    state, account = books.state, books.account
     own = state[symbol]
     side = 1.0 if own[POSITION] > 0.0 else -1.0
     size, inside = abs(own[POSITION]), own[INSIDE] == bar
     opened = market.opens[bar, symbol]
-    start = trades[int(own[ROW]), T_ENTRY_PRICE] if inside else opened
+    start = own[START] if inside else opened
     against = market.lows[bar, symbol] if side > 0.0 else market.highs[bar, symbol]
     reason, rate = TAKE_PROFIT, account[MAKER]
     if not inside and (opened - own[TARGET]) * side >= 0.0:

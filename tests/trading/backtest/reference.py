@@ -70,7 +70,7 @@ class Book:
     last_exit_bar: int | None = None
     entry_bar: int = -1
     inside_bar: int = -1  # the bar it was entered inside of
-    entry_price: float = NONE
+    entry_reference: float = NONE  # the price it was entered at, before slippage
     average: float = NONE
     stop: float = NONE
     target: float = NONE
@@ -184,16 +184,20 @@ def opened(
 
 
 def laid_out(decisions: np.ndarray | Decisions, own: pd.Index, united: pd.DatetimeIndex) -> Decisions:
-    """On the united index: where there is no candle the last target stands, and nothing else was said."""
+    """On the united index: where there is no candle, what was decided at the last one stands."""
     whole = decisions if isinstance(decisions, Decisions) else Decisions(decisions)
-    columns = {name: pd.Series(values, own) for name, values in vars(whole).items() if len(values)}
-    laid = {name: values.reindex(united).to_numpy() for name, values in columns.items()}
-    laid["targets"] = columns["targets"].reindex(united).ffill().fillna(0.0).to_numpy()
+    known = list(own)
+    earlier = [sum(time <= at for time in known) - 1 for at in united]
+    laid = {
+        name: np.array([values[place] if place >= 0 else (0.0 if name == "targets" else NONE) for place in earlier])
+        for name, values in vars(whole).items()
+        if len(values)
+    }
     return Decisions(**laid)
 
 
 def realised_volatility(closes: list[float], bars: int, years_per_bar: float) -> list[float]:
-    """Annual, at each bar, of the last ``bars`` returns from candle to candle; NaN before there are as many."""
+    """Annual, of the last ``bars`` returns from candle to candle up to each bar; NaN before there are as many."""
     returns: list[float] = []
     found, before = [], NONE
     for close in closes:
@@ -201,7 +205,7 @@ def realised_volatility(closes: list[float], bars: int, years_per_bar: float) ->
             if not math.isnan(before):
                 returns.append(math.log(close / before))
             before = close
-        enough = len(returns) >= bars and not math.isnan(close)
+        enough = len(returns) >= bars
         found.append(statistics.stdev(returns[-bars:]) / math.sqrt(years_per_bar) if enough else NONE)
     return found
 
@@ -346,7 +350,8 @@ def enter_or_increase(account: Account, book: Book, bar: int, decided: int) -> N
     if held:
         book.average = (book.average * held + price * units) / (held + units)
     else:
-        book.average = book.peak = book.entry_price = price
+        book.average = book.peak = price
+        book.entry_reference = reference
         book.entry_bar = bar
         book.inside_bar = bar if reference != at_market(account, book, bar) else -1
     set_levels(account, book, decided, side)
@@ -542,7 +547,7 @@ def protect(account: Account, book: Book, bar: int) -> None:
     if side == 0:
         return
     inside = book.inside_bar == bar
-    start = book.entry_price if inside else book.open[bar]
+    start = book.entry_reference if inside else book.open[bar]
     best, worst = (book.high[bar], book.low[bar]) if side > 0 else (book.low[bar], book.high[bar])
     adverse, reason = adverse_level(account, book)
     if not inside and given(book.target) and book.open[bar] * side >= book.target * side:

@@ -136,6 +136,13 @@ def test_a_stop_entry_may_be_stopped_in_its_own_bar_and_takes_its_profit_in_the_
     assert filled(rose) == [(1, 1, 104, "stop entry"), (2, -1, 110.5, "take profit")]
 
 
+def test_a_stop_above_the_entry_is_met_at_the_entry() -> None:
+    wanted = Decisions(array(1, 1), stop_entry=array(104, NAN), stop_price=array(105, NAN))
+    result = play(bars(FLAT, (100, 104, 95, 98)), wanted, rules(costs=Costs(0.0, 0.0625)))
+    # bought at 104 and a sixteenth; the bar never saw the 105 of the stop, so it is sold at 104 less a sixteenth
+    assert filled(result) == [(1, 1, 110.5, "stop entry"), (1, -1, 97.5, "stop loss")]
+
+
 def test_a_flip_closes_and_opens_at_one_price() -> None:
     market = bars(FLAT, (100, 110, 100, 110), (110, 110, 105, 105))
     result = play(market, array(1, -1, -1), rules(costs=Costs(0.01, 0.0)))
@@ -184,6 +191,14 @@ def test_a_trailing_stop_at_a_distance() -> None:
     assert filled(play(market, wanted, rules())) == [(1, -1, 100, "target"), (2, 1, 96, "trailing stop")]
 
 
+def test_a_trailing_stop_that_comes_later_knows_the_best_price_since_the_entry() -> None:
+    market = bars(FLAT, (100, 120, 100, 110), (110, 112, 108, 110), (110, 111, 104, 105))
+    wanted = Decisions(array(0.5, 0.5, 1, 1), trail_distance=array(NAN, NAN, 15, NAN))
+    result = play(market, wanted, rules())
+    # the increase of bar 3 brings the trailing stop: 120 less 15
+    assert filled(result)[1:] == [(3, 0.5, 110, "increased"), (3, -1, 105, "trailing stop")]
+
+
 def test_after_a_stop_the_side_is_entered_again_once_the_target_left_it() -> None:
     market = bars(*[FLAT] * 2, (100, 100, 94, 100), *[FLAT] * 4)
     targets = array(1, 1, 1, 1, 0, 1, 1)
@@ -197,6 +212,15 @@ def test_a_time_stop_at_the_open_that_many_bars_later() -> None:
     market = bars(*[FLAT] * 6)
     result = play(market, array(1, 1, 1, 1, 1, 1), rules(protection=Protection(max_bars=2)))
     assert [(bar, reason) for bar, _, _, reason in filled(result)] == [(1, "target"), (3, "time stop")]
+
+
+def test_a_time_stop_and_a_flip_on_one_bar() -> None:
+    market = bars(*[FLAT] * 7)
+    result = play(market, array(1, 1, 1, -1, 1, 1, 1), rules(protection=Protection(max_bars=3)))
+    # the target has left the long side when its time is over, so it may come back to it
+    fills = [(bar, units, reason) for bar, units, _, reason in filled(result)]
+    assert fills[1:3] == [(4, -1, "time stop"), (4, -1, "target")]
+    assert fills[3:] == [(5, 1, "target reversed"), (5, 1, "target")]
 
 
 def test_funding_is_paid_by_who_holds_at_the_open() -> None:
@@ -289,6 +313,12 @@ def test_an_entry_must_be_worth_its_costs() -> None:
     assert [(bar, units) for bar, units, *_ in filled(result)] == [(3, -1)]
 
 
+def test_an_edge_against_the_position_is_no_edge_where_trading_is_free() -> None:
+    wanted = Decisions(array(1, 1, 1, 1), edge=array(NAN, -0.1, 0.0, 0.0))
+    result = play(bars(*[FLAT] * 4), wanted, rules(limits=Limits(min_edge=2.0)))
+    assert [bar for bar, *_ in filled(result)] == [3]
+
+
 def test_kelly_caps_the_share() -> None:
     up, down = (120, 120, 120, 120), (90, 90, 90, 90)
     market = bars(FLAT, FLAT, up, FLAT, down, FLAT, FLAT)
@@ -327,6 +357,14 @@ def test_risk_sizes_by_the_distance_of_the_stop() -> None:
     result = play(market, wanted, rules(sizing=Sizing(risk=0.01)))
     # 1 % of 1,000 over 5 per unit; the entry of bar 3 has no stop
     assert filled(result) == [(1, 2, 100, "target"), (2, -2, 100, "target flat")]
+
+
+def test_a_position_whose_size_nobody_can_say_stays_as_it_is() -> None:
+    market = bars(*[FLAT] * 4)
+    wanted = Decisions(array(0.5, 1, 0.25, 0), stop_price=array(95, NAN, NAN, NAN))
+    result = play(market, wanted, rules(sizing=Sizing(risk=0.01)))
+    # without a stop there is no size of a target of 1 or of 0.25: nothing is bought and nothing is sold
+    assert filled(result) == [(1, 1, 100, "target")]
 
 
 def test_volatility_sizes_by_what_moved() -> None:
