@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trading.backtest import plots
@@ -22,9 +22,7 @@ RNG = np.random.default_rng(3)
 CLOSE = 100 * np.exp(np.cumsum(RNG.normal(0, 0.01, 900)))
 CANDLES = frame_of(np.arange(900) * HOUR, np.c_[CLOSE, CLOSE * 1.01, CLOSE * 0.99, CLOSE, np.ones(900)])
 RESULT = run(CANDLES, np.repeat(RNG.choice([-1, 0, 1], 60), 15), strategy="x")
-HEAT = pd.DataFrame(
-    [[0.5, -1.0, np.nan], [2.0, 0.1, 0.3]], index=pd.Index([5, 10], name="fast"), columns=pd.Index([20, 30, 50], name="slow")
-)  # fmt: skip
+HEAT = pd.DataFrame([[0.5, -1.0, np.nan], [2.0, 0.1, 0.3]], index=[5, 10], columns=[20, 30, 50])
 
 DRAWN: dict[str, Callable[[Path, str], Path]] = {
     "equity": lambda path, mode: plots.equity_picture(
@@ -36,6 +34,7 @@ DRAWN: dict[str, Callable[[Path, str], Path]] = {
 }
 
 
+@pytest.mark.integration  # matplotlib takes a second to load, and half a second a picture
 @pytest.mark.parametrize("name", DRAWN)
 def test_pictures_are_as_wide_as_a_page_and_say_what_data_they_show(name: str, tmp_path: Path) -> None:
     drawn = {mode: DRAWN[name](tmp_path / mode / "picture.png", mode).read_bytes() for mode in ("live", "simulated")}
@@ -48,17 +47,20 @@ def test_pictures_are_as_wide_as_a_page_and_say_what_data_they_show(name: str, t
     assert drawn["live"] != drawn["simulated"]
 
 
+@pytest.mark.integration
 def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     one, other = (DRAWN["heat"](tmp_path / f"{at}.png", "live").read_bytes() for at in range(2))
     assert one == other
 
 
+@pytest.mark.integration
 def test_no_trades_and_an_open_one_can_be_drawn(tmp_path: Path) -> None:
     for name, targets in (("idle", np.zeros(900)), ("open", np.ones(900))):
         path = plots.trades_picture(CANDLES, run(CANDLES, targets), name, tmp_path / f"{name}.png", "live")
         assert path.stat().st_size > 5_000
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(4, 50))
 def test_thinned_values_keep_both_ends_and_every_extreme(values: list[float], most: int) -> None:
     line = np.array(values)
