@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from deployments import data_command, models_command, show
+from deployments import backtest_command, data_command, models_command, show
 from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from flows.parameters import SourceName
 from trading.window import Timeframe
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(data_command.data, name="data")
 app.add_typer(data_command.quarantine, name="quarantine")
 app.add_typer(models_command.models, name="models")
+app.add_typer(backtest_command.backtest, name="backtest")
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
@@ -131,32 +132,6 @@ def analyse(
         from flows.analyse import analyse as flow
 
         show.analysed(Console(), show.watched(lambda: flow(symbols, bar, days, None, utc(end), refresh)))
-
-
-@app.command()
-def backtest(
-    symbols: SymbolList,
-    timeframe: TimeframeText = "1h",
-    days: DaysNumber = 730,
-    start: StartTime = None,
-    end: EndTime = None,
-    fee_rate: Annotated[float, typer.Option(help="Fee per side, a share of the notional", min=0)] = 0.001,
-    slippage_rate: Annotated[float, typer.Option(help="Slippage per side, a share of the price", min=0)] = 0.0005,
-    cash: Annotated[float, typer.Option(help="Starting cash in the quote currency", min=0)] = 10_000.0,
-    refresh: RefreshText = None,
-    home: HomeFolder = None,
-    traceback: Traceback = False,
-) -> None:
-    """The champion and the rules against buy-and-hold, with fees and slippage."""
-    with told(traceback):
-        bar = Timeframe.parse(timeframe)
-        prepared(home)
-        from flows.backtest import backtest as flow
-
-        result = show.watched(
-            lambda: flow(symbols, bar, days, utc(start), utc(end), refresh, fee_rate, slippage_rate, cash)
-        )
-        show.backtested(Console(), [result])
 
 
 @app.command()

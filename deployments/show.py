@@ -167,38 +167,15 @@ def analysed(console: Console, rows: Sequence[Any]) -> None:
     console.print()
 
 
-def backtested(console: Console, results: Sequence[Any]) -> None:
-    """Each strategy beside buy-and-hold."""
-    columns = ("symbol", "strategy", "return", "Sharpe", "drawdown", "trades", "exposure", "costs")
-    for result in results:
-        rows = [
-            [
-                row["symbol"],
-                row["strategy"].replace("buy_and_hold", "buy & hold"),
-                f"{row['total_return']:+.1%}",
-                _number(row["sharpe"], ".2f"),
-                f"{row['max_drawdown']:.1%}",
-                f"{row['trades']:,}",
-                f"{row['exposure']:.0%}",
-                f"{row['cost_of_start']:.1%}",
-            ]
-            for row in result.rows
-        ]
-        first, last = str(result.rows[0]["start"])[:10], str(result.rows[0]["end"])[:10]
-        title = f"Backtest {first} to {last}, {mode(result.data_mode)} data, fills at the next open"
-        console.print(table(title, columns, rows, right=columns[2:]))
-        console.print("costs: fees and slippage in percent of the starting cash", style="dim")
-        for reason in result.absent:
-            console.print(f"[yellow]without the model[/]: {reason}", soft_wrap=True)
-    console.print()
-
-
 def cycled(console: Console, done: Sequence[Any], settings: Settings) -> None:
     """All of the main job, in its order."""
+    from deployments import show_backtest
+
     ingested(console, [group.ingested for group in done])
     trained(console, [group.trained for group in done])
     analysed(console, [row for group in done for row in group.analysed])
-    backtested(console, [group.backtested for group in done])
+    for group in done:
+        show_backtest.leaderboard(console, group.backtested)
     where(console, [path for group in done for path in group.backtested.pictures], settings)
 
 

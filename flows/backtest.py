@@ -1,18 +1,45 @@
-"""Backtest: the champion and the rules against buy-and-hold, over approved candles, with costs."""
+"""Backtest: strategies x symbols x parameters x costs over approved candles, buy-and-hold beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
+from flows.backtest_rules import (
+    NO_FURTHER_COSTS,
+    NO_LIMITS,
+    NO_PROTECTION,
+    USUAL_EXECUTION,
+    USUAL_MODEL,
+    USUAL_SIZING,
+    ExecutionRules,
+    FurtherCosts,
+    LimitRules,
+    Model,
+    ProtectionRules,
+    SizingRules,
+)
 from flows.ingest import bring_up_to_date
-from flows.parameters import Cash, Days, End, FeeRate, Refresh, SlippageRate, Start, Symbols
-from tasks import reports
-from tasks.backtesting import Backtested, BacktestRequest, backtest_task
+from flows.parameters import Cash, Days, End, FeeRate, Refresh, Seed, SlippageRate, Start, Symbols
+from tasks import backtesting, reports, wide
+from tasks.backtest_requests import MOST_SETS, USUAL, BacktestRequest, candidates
+from tasks.backtesting import Backtested
+from tasks.datasets import Dataset
 from tasks.periods import run_moment, span
+from tasks.settings import load_settings
 from tasks.training import select_task
+from trading.backtest.rules import Rules
 from trading.window import Timeframe
+
+Strategies = Annotated[Sequence[str], Field(min_length=1, max_length=200)]
+Grids = dict[str, dict[str, list[bool | int | float]]]
+MostSets = Annotated[int, Field(ge=1, le=100_000)]
+CostFactors = Annotated[Sequence[Annotated[float, Field(ge=0, le=100)]], Field(max_length=20)]
 
 
 @flow(name="backtest", flow_run_name="backtest-{timeframe}", retries=0, persist_result=False)
@@ -26,11 +53,23 @@ def backtest(
     fee_rate: FeeRate = 0.001,
     slippage_rate: SlippageRate = 0.0005,
     cash: Cash = 10_000.0,
+    strategies: Strategies = USUAL,
+    sweep: bool = False,
+    grids: Grids = {},  # noqa: B006 - Prefect's form shows it; nobody changes it
+    most_sets: MostSets = MOST_SETS,
+    cost_factors: CostFactors = (),
+    costs: FurtherCosts = NO_FURTHER_COSTS,
+    sizing: SizingRules = USUAL_SIZING,
+    protection: ProtectionRules = NO_PROTECTION,
+    limits: LimitRules = NO_LIMITS,
+    execution: ExecutionRules = USUAL_EXECUTION,
+    model: Model = USUAL_MODEL,
+    seed: Seed = 0,
 ) -> Backtested:
-    """Decide on the close, fill on the next open, pay fees and slippage, compare with buy-and-hold.
+    """Decide on the close, fill on the next open, pay all costs, compare with buy-and-hold.
 
-    The champion trades only bars that it was not trained on. An identical request returns its stored
-    result.
+    The champion trades only bars that it was not trained on. A strategy that looks ahead is refused. An
+    identical request returns its stored result, and what requests have in common is run once.
 
     Args:
         symbols: Symbols as the source spells them, such as BTCUSDT.
@@ -42,39 +81,145 @@ def backtest(
         fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
         slippage_rate: Slippage per side as a share of the price.
         cash: Starting cash of each strategy in the quote currency.
+        strategies: Rules such as rsi or sma_cross(fast=10, slow=30), champion, or walk_forward.
+        sweep: Try the grid of every rule that is given without parameters.
+        grids: Values to try by rule and parameter, instead of the rule's own grid.
+        most_sets: How many parameter sets one rule may have.
+        cost_factors: Multiples of all costs to trade at as well, such as 2.
+        costs: Further costs, beside fee and slippage.
+        sizing: How much a position is.
+        protection: Stops, targets and the like.
+        limits: What is not allowed.
+        execution: How orders are filled.
+        model: What walk_forward is.
+        seed: Seed of the bootstraps.
     """
     moment = run_moment()
+    request = BacktestRequest(
+        rules=Rules(
+            costs.costs(fee_rate, slippage_rate),
+            sizing.sizing(),
+            protection.protection(),
+            limits.limits(),
+            execution.execution(),
+            cash,
+        ),
+        strategies=tuple(strategies),
+        factors=tuple(cost_factors),
+        sweep=sweep,
+        grids=grids,
+        most_sets=most_sets,
+        seed=seed,
+        model=model.model(),
+    )
+    candidates(request)  # refuses what makes no sense before anything is fetched
     first, last = span(timeframe, start, end, days, moment)
     if refresh is not None:
         bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
     dataset = select_task(symbols, timeframe, first, last, moment)
-    found = backtest_task(dataset, BacktestRequest(fee_rate, slippage_rate, cash), moment)
+    prepared = backtesting.prepare_task(dataset, request, moment)
+    found = prepared.done or _run(prepared, dataset, request, moment)
     _publish(timeframe, found)
     return found
 
 
+def _run(prepared: backtesting.Prepared, dataset: Dataset, request: BacktestRequest, moment: datetime) -> Backtested:
+    bar = dataset.timeframe.value
+    with wide.runner(load_settings()) as workers:
+
+        def run_all(task: Any, items: Sequence[Any], step: str) -> None:
+            wide.run_all(workers, task, items, moment, step=f"{step} {bar}", key=f"backtest-progress-{bar}")
+
+        run_all(backtesting.proof_task, prepared.proofs, "check")
+        run_all(backtesting.batch_task, prepared.missing, "backtest")
+        run_all(backtesting.comparison_task, prepared.comparisons, "compare")
+        board = backtesting.leaders_task(prepared)
+        done = backtesting.finished(prepared, dataset, request, board)
+        run_all(backtesting.study_task, done.studies, "study")
+        run_all(backtesting.drawing_task, done.drawings, "draw")
+    return backtesting.publish_task(done, moment)
+
+
 def _publish(timeframe: Timeframe, found: Backtested) -> None:
+    from prefect.artifacts import create_link_artifact
+
+    bar = timeframe.value
     table = [
         {
             "symbol": row["symbol"],
-            "strategy": row["strategy"],
+            "strategy": f"[{row['strategy']}]({link})",
+            "parameters": row["parameters"],
             "return": f"{row['total_return']:+.1%}",
-            "Sharpe": "-" if row["sharpe"] is None else f"{row['sharpe']:.2f}",
+            "Sharpe": _number(row["sharpe"], ".2f"),
+            "deflated": _number(row["deflated_sharpe"], ".0%"),
             "max drawdown": f"{row['max_drawdown']:.1%}",
             "trades": row["trades"],
             "exposure": f"{row['exposure']:.0%}",
         }
-        for row in found.rows
+        for row, link in zip(found.rows, found.page_links, strict=True)
     ]
     text = [
-        f"# Backtest {timeframe.value}",
+        f"# Backtest {bar}",
         f"Data: **{found.data_mode}**. {'Reused: an identical request was answered before.' if found.reused else ''}",
         f"[MLflow run]({found.run_link})",
         reports.markdown_table(table),
         *(f"- {reason}" for reason in found.absent),
     ]
-    reports.markdown(f"backtest-{timeframe.value}", "\n\n".join(text), f"{len(table)} strategy runs")
-    reports.table(f"strategies-{timeframe.value}", found.rows, "every figure of every strategy run")
+    reports.markdown(f"backtest-{bar}", "\n\n".join(text), f"{len(table)} strategy runs")
+    reports.markdown(f"leaderboard-{bar}", _leaderboard(bar, found), f"{found.trials} trials")
+    reports.table(f"strategies-{bar}", found.rows, "every figure of every strategy run")
+    for row, link in zip(found.rows, found.page_links, strict=True):
+        if row["strategy"] != "buy_and_hold":
+            key = f"page-{_key(row['symbol'])}-{_key(row['strategy'])}-{bar}"
+            create_link_artifact(link, link_text=f"{row['strategy']} on {row['symbol']}", key=key)
     for path in found.pictures:
-        symbol = Path(path).stem.lower().replace("_", "-").replace(".", "-")
-        reports.picture(f"equity-{symbol}-{timeframe.value}", Path(path), f"Equity of {Path(path).stem}")
+        reports.picture(f"equity-{_key(Path(path).stem)}-{bar}", Path(path), f"Equity of {Path(path).stem}")
+
+
+def _leaderboard(bar: str, found: Backtested) -> str:
+    rows = [
+        {
+            "symbol": row["symbol"],
+            "strategy": row["parameters"],
+            "costs": f"x{row['factor']:g}",
+            "return": f"{row['total_return']:+.1%}",
+            "Sharpe": _number(row["sharpe"], ".2f"),
+            "max drawdown": f"{row['max_drawdown']:.1%}",
+            "trades": row["trades"],
+        }
+        for row in found.leaderboard
+    ]
+    luck = [
+        {
+            "symbol": one["symbol"],
+            "best": one["chosen"],
+            "trials": one["trials"],
+            "deflated Sharpe": _number(one["deflated_sharpe"], ".0%"),
+            "PBO": _number(one["pbo"], ".0%"),
+            "SPA p": _number(one["spa"], ".2f"),
+        }
+        for one in found.luck
+    ]
+    robust = [
+        {"symbol": one["symbol"], "strategy": one["strategy"], "what breaks it": one["verdict"]}
+        for one in found.robustness
+    ]
+    parts = [
+        f"# Leaderboard {bar}",
+        f"Data: **{found.data_mode}**. {found.trials} trials, the best {len(rows)} of them:",
+        reports.markdown_table(rows),
+        "## How much of the best may be luck",
+        reports.markdown_table(luck),
+        "## How robust it is",
+        reports.markdown_table(robust),
+    ]
+    return "\n\n".join(parts)
+
+
+def _key(text: str) -> str:
+    """A text as part of an artifact's key."""
+    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

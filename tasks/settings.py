@@ -21,6 +21,9 @@ from trading.errors import ConfigurationError
 PREFIX: Final = "TRADEFLOWS_"
 # read by the Makefile, the bootstrap and the tests, never by the program
 FOREIGN: Final = frozenset({"TRADEFLOWS_SHARED"})
+# how templates of environment files spell a key that is still to be filled in
+PLACEHOLDER: Final = "your-"
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -68,6 +71,63 @@ class Settings(BaseSettings):
     )
     mlflow_ui_url: str = Field("http://127.0.0.1:5000", description="where people open MLflow; used in links")
 
+    llm: bool = Field(False, description="on: the LLM is one of the analysts, where there is a key")
+    llm_url: str = Field(
+        "https://api.openai.com/v1",
+        validation_alias=AliasChoices("TRADEFLOWS_LLM_URL", "OPENAI_BASE_URL"),
+        description="endpoint that speaks the OpenAI chat protocol, up to /v1",
+    )
+    llm_model: str = Field("gpt-4o-mini", min_length=1, description="model to ask")
+    llm_prices: dict[str, tuple[Price, Price]] = Field(
+        {"gpt-4o-mini": (0.150, 0.600)},
+        description='JSON: US dollars per million prompt and completion tokens by model, such as {"m": [0.15, 0.6]}',
+    )
+    llm_max_tokens: int = Field(1200, ge=64, le=100_000, description="tokens that a reply may have")
+    llm_temperature: float = Field(0.0, ge=0, le=2, description="0: the likeliest reply")
+    llm_timeout: float = Field(60.0, gt=0, le=600, description="seconds that a reply may take")
+    llm_patience: float = Field(120.0, ge=0, le=3600, description="seconds to wait for a key that may be used")
+    llm_key_pause: float = Field(20.0, ge=0, le=3600, description="seconds between two calls of one key")
+    llm_requests_per_minute: int = Field(60, ge=1, description="requests that one key may make in a minute")
+    llm_daily_budget: float = Field(1.0, ge=0, le=1e6, description="US dollars that a UTC day may cost")
+    llm_monthly_budget: float = Field(10.0, ge=0, le=1e6, description="US dollars that a UTC month may cost")
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("TRADEFLOWS_OPENAI_API_KEY", "OPENAI_API_KEY"), description="key of the LLM"
+    )
+    openai_backup_api_keys: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("TRADEFLOWS_OPENAI_BACKUP_API_KEYS", "OPENAI_BACKUP_API_KEYS"),
+        description="further keys, with commas",
+    )
+
+    engine_settings_path: str = Field(
+        "/api/settings/strategy",
+        pattern=r"^(/[\w./-]+)?$",
+        description="where the engine tells its strategy settings; empty: it is not asked",
+    )
+    engine_settings_hours: float = Field(
+        6.0, gt=0, le=720, description="hours after which the engine's settings are too old to analyse with"
+    )
+    notify_urls: SecretStr | None = Field(
+        None,
+        description="apprise addresses with spaces between them; critical=slack://... gets that severity and above",
+    )
+    notify_threshold: Literal["info", "warning", "critical"] = Field(
+        "info", description="least severity for addresses that say none themselves"
+    )
+    notify_minutes: float = Field(60.0, ge=0, le=10_080, description="minutes in which the same is not told again")
+    notify_quiet: str = Field(
+        "",
+        pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
+        description="quiet hours in UTC, such as 22:00-06:00, in which only what is critical is told",
+    )
+    notify_timeout: float = Field(10.0, gt=0, le=120, description="seconds that one address may take")
+
+    dask_address: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TRADEFLOWS_DASK_ADDRESS", "DASK_SCHEDULER_ADDRESS"),
+        description="scheduler of a Dask cluster for wide backtests, such as tcp://host:8786; threads where not set",
+    )
+
     max_bad_share: float = Field(
         0.0, ge=0, lt=1, description="share of impossible rows above which a batch is refused as a whole"
     )
@@ -77,6 +137,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @property
+    def llm_keys(self) -> tuple[SecretStr, ...]:
+        """The keys of the LLM in their order, each once; placeholders such as ``your-key-here`` are none."""
+        told = [self.openai_api_key, self.openai_backup_api_keys]
+        words = [word.strip() for one in told if one is not None for word in one.get_secret_value().split(",")]
+        real = [word for word in words if word and not word.lower().startswith(PLACEHOLDER)]
+        return tuple(map(SecretStr, dict.fromkeys(real)))
 
     @property
     def access(self) -> Access:

@@ -26,6 +26,16 @@
     ├── ModelError
     │   ├── ModelNotFound
     │   └── ModelRejected        a model's files or schema do not match its manifest
+    ├── LlmError                 the LLM, or what stands before it
+    │   ├── LlmUnavailable       transient: unreachable, timed out, 5xx, a reply that is none
+    │   ├── LlmRateLimited       transient: 429; carries ``retry_after`` seconds and whether the ``quota`` is used up
+    │   ├── LlmKeyRefused        401 or 403: another key may do
+    │   ├── LlmRefused           any other 4xx, or it declined to answer
+    │   ├── LlmReplyRejected     an answer, and twice not one that can be used
+    │   ├── NoLlmKey             every key cools down, is refused or in use; carries ``until``
+    │   └── BudgetExhausted      the call could cost more than what is left; carries ``until``
+    ├── SettingsTooOld           the engine's settings were read too long ago to act on, or never
+    ├── NotificationFailed       transient: somebody who should be told was not; carries ``targets``
     └── StrategyError
         ├── LookAhead            a strategy's decisions change with what comes after them
         └── StrategyFailed       it raised, changed its input, or gave an answer that makes no sense
@@ -178,3 +188,70 @@ class LookAhead(StrategyError):
 
 class StrategyFailed(StrategyError):
     """A strategy that raised, changed its candles, answered twice differently, or with what makes no sense."""
+
+
+class LlmError(TradeflowsError):
+    """The LLM cannot be asked, or did not answer."""
+
+
+class LlmUnavailable(LlmError):
+    """No answer: unreachable, timed out, cut short, 5xx. ``billed``: whether it may cost something all the same."""
+
+    transient = True
+
+    def __init__(self, message: str, *, billed: bool) -> None:
+        super().__init__(message)
+        self.billed = billed
+
+
+class LlmRateLimited(LlmError):
+    """A key was told to slow down, for ``retry_after`` seconds where it said how long; ``quota``: it is used up."""
+
+    transient = True
+
+    def __init__(self, message: str, retry_after: float | None = None, *, quota: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.quota = quota
+
+
+class LlmKeyRefused(LlmError):
+    """The endpoint does not accept a key."""
+
+
+class LlmRefused(LlmError):
+    """The endpoint refuses the request, or the model declines to answer; asking again gives the same."""
+
+
+class LlmReplyRejected(LlmError):
+    """The model answered, and what it said cannot be used, nor what it said when it was told why."""
+
+
+class NoLlmKey(LlmError):
+    """No key may be used before ``until`` (UTC; None where there is none at all)."""
+
+    def __init__(self, message: str, until: datetime | None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class BudgetExhausted(LlmError):
+    """A call could cost more than is left of a day's or a month's budget, which is renewed at ``until`` (UTC)."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class SettingsTooOld(TradeflowsError):
+    """The engine's settings were last read too long ago to act on, or never."""
+
+
+class NotificationFailed(TradeflowsError):
+    """A message did not reach everybody who should have it; ``targets`` are the names of those it did not."""
+
+    transient = True
+
+    def __init__(self, message: str, targets: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.targets = targets

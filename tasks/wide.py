@@ -1,0 +1,76 @@
+"""The same tasks on threads of this process, or on a Dask cluster: many at once, with progress to be seen.
+
+What is handed to a task is small (keys, windows, rules): each reads its candles from the store, so a cluster's
+workers need the same settings and a store that they can reach.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from tasks import progress
+from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect import Task
+    from prefect.task_runners import TaskRunner
+
+UPDATES: Final = 50  # of a progress bar: each is a request to Prefect
+
+
+class Named(Protocol):
+    """Something to do, with a name for people."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def runner(settings: Settings) -> AbstractContextManager[TaskRunner[Any]]:
+    """Where tasks of this flow run: on the Dask cluster that the settings name; on what the flow was given
+    (``flow.with_options(task_runner=...)``); else on as many threads as there are processors.
+    """
+    from prefect.context import FlowRunContext
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    if settings.dask_address is not None:
+        from prefect_dask import DaskTaskRunner
+
+        cluster: TaskRunner[Any] = DaskTaskRunner(address=settings.dask_address)
+        return cluster
+    context = FlowRunContext.get()
+    if context is not None and not isinstance(context.task_runner, ThreadPoolTaskRunner):
+        return nullcontext(context.task_runner)  # started with the flow
+    return ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+
+
+def run_all(
+    workers: TaskRunner[Any], task: Task[Any, Any], items: Sequence[Named], now: datetime, *, step: str, key: str
+) -> None:
+    """Run ``task(item, now)`` for every item and wait; the first failure is raised, and what waits is given up.
+
+    Args:
+        step: what is going on, for whoever watches.
+        key: of the progress artifact in the Prefect pages.
+    """
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+    from prefect.futures import as_completed
+
+    if not items:
+        return
+    progress.report(step, 0, len(items))
+    bar = cast("UUID", create_progress_artifact(progress=0.0, key=key, description=f"{step}: {len(items)} to do"))
+    every = max(1, len(items) // UPDATES)
+    futures = [workers.submit(task, {"item": item, "now": now}) for item in items]
+    for done, future in enumerate(as_completed(futures), start=1):
+        future.result()
+        progress.report(step, done, len(items))
+        if done % every == 0 or done == len(items):
+            update_progress_artifact(
+                bar, progress=100 * done / len(items), description=f"{step}: {done} of {len(items)}"
+            )  # fmt: skip
