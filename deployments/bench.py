@@ -10,46 +10,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from deployments import bench_data, bench_features, bench_models, show
+from deployments import bench_backtest, bench_data, bench_features, bench_models, show
 from deployments.bench_figures import Figure, best, market
-
-
-def backtests() -> Figure:
-    """SMA 20/50, long and flat, 100,000 bars, fees: the engine with its figures, against backtesting.py."""
-    from backtesting import Backtest, Strategy
-
-    from trading.backtest.engine import Costs, run
-    from trading.backtest.metrics import summarise
-    from trading.indicators import sma
-    from trading.strategies import sma_cross
-
-    candles = market(100_000, 3_600_000)
-    costs = Costs(0.001, 0.0)
-
-    def ours() -> object:
-        return summarise(run(candles, sma_cross(candles), costs, cash=1e9), 8766.0)
-
-    class Cross(Strategy):  # type: ignore[misc]
-        def init(self) -> None:
-            close = np.asarray(self.data.Close, dtype="float64")
-            self.fast, self.slow = (self.I(lambda period=period: sma(close, period)) for period in (20, 50))
-
-        def next(self) -> None:
-            if self.fast[-1] > self.slow[-1] and self.fast[-2] <= self.slow[-2]:
-                self.buy()
-            elif self.fast[-1] < self.slow[-1] and self.position:
-                self.position.close()
-
-    table = candles.rename(columns=str.title).tz_localize(None)
-
-    def theirs() -> object:
-        return Backtest(table, Cross, cash=1e9, commission=0.001, finalize_trades=True).run()
-
-    ours()  # compiles
-    return Figure("backtest of 100,000 bars, figures included", best(ours, 5), "backtesting.py", best(theirs, 1))
 
 
 def indicators() -> Figure:
@@ -93,9 +57,14 @@ def main() -> None:
             *bench_data.reading(folder),
             *bench_features.features_figures(),
             *bench_models.models_figures(),
-            backtests(),
+            *bench_backtest.backtest_figures(),
             indicators(),
         ]
+    printed(figures)
+
+
+def printed(figures: list[Figure]) -> None:
+    """The table, and under it what there is to say."""
     rows = [
         [
             figure.what,

@@ -18,7 +18,8 @@ import numpy as np
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 # The same for functions that allocate nothing: without counting references to the arrays they pass around,
 # which would take four fifths of the time.
-_flat = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+# And inlined: a call passes some two hundred words on the stack, all arrays and terms with their shapes.
+_flat = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
 class Market(NamedTuple):
@@ -291,6 +292,8 @@ def decide(
         if math.isnan(reference) or state[symbol, POSITION] == 0.0:
             continue
         release(bar, decided, symbol, reference, references, market, orders, terms, books)
+    # worth and gross are of all symbols: added up anew after each fill only, not for each order that is not filled
+    fills, equity, gross = -1.0, 0.0, 0.0
     for symbol in range(symbols):
         want = orders.targets[decided, symbol]
         if want == 0.0 or math.isnan(references[symbol]):
@@ -304,7 +307,9 @@ def decide(
                 continue
         elif want == own[SIZED] and not terms.rebalance < math.inf:
             continue
-        acquire(bar, decided, symbol, want, references, market, orders, terms, books)
+        if fills != account[FILLS]:
+            fills, equity, gross = account[FILLS], worth(references, state, account), gross_worth(references, state)
+        acquire(bar, decided, symbol, want, equity, gross, references, market, orders, terms, books)
 
 
 @_flat
@@ -337,7 +342,7 @@ def release(
         if not size > 1e-12 * held or (want == own[SIZED] and not size > terms.rebalance * wanted):
             return
     price = taken_price(reference, -side, size, volume, terms)
-    if reason == REDUCED and size * price < terms.min_notional:
+    if not timed and want * side > 0.0 and size * price < terms.min_notional:
         return
     leave(bar, symbol, size, price, reference, account[TAKER], reason, books)
     if reason == REDUCED:
@@ -367,6 +372,8 @@ def acquire(
     decided: int,
     symbol: int,
     want: float,
+    equity: float,
+    gross: float,
     references: np.ndarray,
     market: Market,
     orders: Orders,
@@ -383,7 +390,6 @@ def acquire(
     inside = reference != references[symbol]
     rate = account[MAKER] if maker else account[TAKER]
     held, volume = abs(own[POSITION]), market.volumes[bar, symbol]
-    equity, gross = worth(references, state, account), gross_worth(references, state)
     price = reference if maker else reference * (1.0 + side * terms.slip)
     wanted = wanted_units(decided, symbol, want, price, rate, equity, market, orders, terms, own)
     if terms.impact > 0.0 and not maker:
@@ -856,7 +862,7 @@ def protect(bar: int, symbol: int, alone: bool, market: Market, terms: Terms, bo
         own[BLOCKED] = side
 
 
-@_flat
+@_compiled
 def sound(
     times: np.ndarray, opens: np.ndarray, highs: np.ndarray, lows: np.ndarray, closes: np.ndarray, volumes: np.ndarray
 ) -> bool:
@@ -867,17 +873,33 @@ def sound(
     """
     bars = len(times)
     for first in range(0, bars, 2048):
-        last, wrong = min(bars, first + 2048), 0
-        # no branches inside, so that it is done several bars at a time; NaN compares as false with everything
-        for bar in range(first, last):
-            open_, high, low, close, volume = opens[bar], highs[bar], lows[bar], closes[bar], volumes[bar]
-            good = (low > 0.0) & (high < np.inf) & (volume >= 0.0) & (volume < np.inf)
-            wrong += not (good & (high >= open_) & (high >= close) & (low <= open_) & (low <= close))
-        for bar in range(max(first, 1), last):
-            wrong += times[bar] <= times[bar - 1]
-        if wrong > 0:
+        part = slice(first, min(bars, first + 2048))
+        wrong = unsound(opens[part], highs[part], lows[part], closes[part], volumes[part])
+        if wrong + not_rising(times[max(first - 1, 0) : part.stop]) > 0:
             return False
     return True
+
+
+# without branches, and over a whole array, so that the processor does several bars at once
+@_compiled
+def unsound(opens: np.ndarray, highs: np.ndarray, lows: np.ndarray, closes: np.ndarray, volumes: np.ndarray) -> int:
+    """Bars that break the contract; NaN compares as false with everything."""
+    wrong = 0
+    for bar in range(len(opens)):
+        open_, high, low, close, volume = opens[bar], highs[bar], lows[bar], closes[bar], volumes[bar]
+        good = (low > 0.0) & (high < np.inf) & (volume >= 0.0) & (volume < np.inf)
+        good = good & (high >= open_) & (high >= close) & (low <= open_) & (low <= close)
+        wrong += 0 if good else 1
+    return wrong
+
+
+@_compiled
+def not_rising(times: np.ndarray) -> int:
+    """Times that are not after the one before."""
+    wrong = 0
+    for bar in range(1, len(times)):
+        wrong += 1 if times[bar] <= times[bar - 1] else 0
+    return wrong
 
 
 @_flat

@@ -22,7 +22,7 @@ def test_the_kernel_is_the_reference_only_faster(scenario: Scenario) -> None:
 
 
 @pytest.mark.integration
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(scenarios())
 def test_the_kernel_is_the_reference_on_thousands_of_markets(scenario: Scenario) -> None:
     agree(scenario)
