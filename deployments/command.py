@@ -9,7 +9,15 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from deployments import backtest_command, data_command, models_command, show
+from deployments import (
+    backtest_command,
+    data_command,
+    models_command,
+    notify_command,
+    review_command,
+    show,
+    stack_command,
+)
 from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from flows.parameters import SourceName
 from trading.window import Timeframe
@@ -25,6 +33,9 @@ app.add_typer(data_command.data, name="data")
 app.add_typer(data_command.quarantine, name="quarantine")
 app.add_typer(models_command.models, name="models")
 app.add_typer(backtest_command.backtest, name="backtest")
+app.add_typer(notify_command.notify, name="notify")
+app.add_typer(review_command.reviews, name="review")
+app.command()(notify_command.settings)
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]
@@ -184,33 +195,37 @@ def monitor(
 
 
 @app.command()
-def status(home: HomeFolder = None, traceback: Traceback = False) -> None:
-    """What the store, the registry and the analyses hold."""
-    with told(traceback):
-        show.status(Console(), prepared(home), datetime.now(UTC))
-
-
-@app.command()
-def up(
-    detach: Annotated[bool, typer.Option("--detach", help="Return once everything is ready")] = False,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Ingest from the sandbox exchange")] = False,
+def status(
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Of the local stack alone; exit code 3 where none runs")
+    ] = False,
     home: HomeFolder = None,
     traceback: Traceback = False,
 ) -> None:
-    """Start Prefect, MLflow and a worker on loopback, and deploy the flows."""
-    from deployments import stack
+    """The local stack and its last runs, and what the store, the registry and the analyses hold.
 
+    Exit code 1 where a part of the stack is not as it should be.
+    """
     with told(traceback):
-        stack.up(prepared(home), Console(), detach=detach, sandbox=sandbox)
+        settings = prepared(home)
+        well = stack_command.status(settings, Console(highlight=False))
+        if not stack:
+            show.status(Console(), settings, datetime.now(UTC))
+        elif well is None:
+            raise typer.Exit(3)
+        if well is False:
+            raise typer.Exit(1)
 
 
-@app.command()
-def down(home: HomeFolder = None, traceback: Traceback = False) -> None:
-    """Stop what ``up`` started."""
-    from deployments import stack
-
-    with told(traceback):
-        stack.down(prepared(home), Console())
+for command in (
+    stack_command.up,
+    stack_command.down,
+    stack_command.logs,
+    stack_command.doctor,
+    stack_command.deploy,
+    stack_command.serve,
+):
+    app.command()(command)
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ def told(traceback: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print("[yellow]stopped[/]")
         raise typer.Exit(130) from None
+    except typer.Exit:  # said already; to Python it is a RuntimeError
+        raise
     except (TradeflowsError, OSError, ValueError, RuntimeError) as error:
         if traceback:
             raise

@@ -1,13 +1,13 @@
 """The local stack on loopback: Prefect server, MLflow server, a worker, and on request the sandbox exchange.
 
-``up`` runs a supervisor that starts the parts in order, waits until each answers, deploys prefect.yaml,
-and stops all of them in reverse when it is told to stop or when one of them dies. Addresses and process
-id stand in ``<home>/stack.json`` while it runs.
+``up`` starts them under a supervisor (``deployments.supervising``), deploys prefect.yaml, and returns when each has
+answered a real question, or stays in the foreground. ``down`` stops what carries the stack's mark, also where the
+supervisor was killed. One stack per home folder; a lock says so.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import signal
 import socket
@@ -15,185 +15,259 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import psutil
-from rich.console import Console
 
+from deployments import stack_state
+from deployments.prefect_api import connected
+from deployments.stack_state import StackState
+from deployments.supervising import READY_SECONDS, STOP_SECONDS, Part, Supervisor
 from tasks import environment
 from tasks.settings import Settings
 from trading.errors import ConfigurationError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 LOOPBACK: Final = "127.0.0.1"
-READY_SECONDS: Final = 120.0
-STOP_SECONDS: Final = 15.0
 POOL: Final = "tradeflows"
-SANDBOX_SYMBOLS: Final = ("BTCSIM", "ETHSIM")
+WORKER: Final = "local"
+# seconds between two questions for work, and two signs of life
+QUERY_SECONDS: Final = 3
+HEARTBEAT_SECONDS: Final = 15
+# the server looks for what is late, paused or lost; every few seconds is for clusters
+SERVER_LOOPS: Final = {
+    "LATE_RUNS": 15, "PAUSE_EXPIRATIONS": 60, "CANCELLATION_CLEANUP": 60, "CLEANUP_RECONCILER": 60,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Addresses:
-    """Where the parts answer, and which process supervises them.
+class Wanted:
+    """What to start. A port that is taken is replaced by a free one; 0 is any free one."""
 
-    ``born`` is that process's start in seconds since the epoch: ids are used again, the pair is not.
-    """
-
-    pid: int
-    born: float
-    prefect: str
-    mlflow: str
-    sandbox: str | None
-
-    @property
-    def prefect_api(self) -> str:
-        """What PREFECT_API_URL is to be."""
-        return f"{self.prefect}/api"
+    sandbox: bool = False
+    warm: bool = False
+    prefect_port: int = 4200
+    mlflow_port: int = 5000
 
 
-def up(settings: Settings, console: Console, *, detach: bool, sandbox: bool) -> None:
-    """Start the stack; returns when it ends, or with ``detach`` when it is ready.
+def run(settings: Settings, wanted: Wanted, tell: Callable[[str], None], ready: Callable[[StackState], None]) -> None:
+    """Be the supervisor until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: it runs already, or a part did not come up; names the part and its log file.
+        ConfigurationError: a stack of this home runs already, or a part did not come up; all is stopped then.
     """
-    running = read(settings.home)
-    if running is not None:
-        raise ConfigurationError(f"the stack runs already (process {running.pid}); stop it with `tradeflows down`")
-    if detach:
-        addresses = _detached(settings, sandbox=sandbox)
-        _tell(console, addresses)
-        return
+    home = settings.home.resolve()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with started(settings, sandbox=sandbox) as (addresses, processes):
-        _tell(console, addresses)
-        while not stop.wait(1.0):
-            for name, process in processes.items():
-                if process.poll() is not None:
-                    log_file = settings.home / "logs" / f"{name}.log"
-                    raise ConfigurationError(f"{name} ended with code {process.returncode}; its log is {log_file}")
+    with _locked(home):
+        left = stack_state.read(home)
+        if left is not None:
+            tell("a stack was not stopped in order; stopping what is left of it")
+            stack_state.stop(stack_state.family(left), STOP_SECONDS)
+        state = StackState(
+            id=uuid.uuid4().hex,
+            pid=os.getpid(),
+            born=psutil.Process().create_time(),
+            started=time.time(),
+            state="starting",
+            sandbox=wanted.sandbox,
+            warm=wanted.warm,
+        )
+        supervisor = Supervisor(home, parts(home, wanted, tell), state, CHECKOUT)
+        stack_state.write(home, state)
+        try:
+            if supervisor.start(stop, tell):
+                ready(supervisor.state)
+                supervisor.keep(stop)
+        finally:
+            supervisor.stop()
 
 
-def down(settings: Settings, console: Console) -> None:
-    """Stop the stack and wait until nothing of it is left."""
-    running = read(settings.home)
-    if running is None:
-        console.print("Nothing is running.")
-        return
-    process = psutil.Process(running.pid)
-    family = [process, *process.children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS * 3)
-    for straggler in alive:
-        straggler.kill()
-    _file(settings.home).unlink(missing_ok=True)
-    console.print("Stopped.")
+def detached(settings: Settings, wanted: Wanted, tell: Callable[[str], None]) -> StackState:
+    """Start a supervisor of its own session; its state once everything is ready.
 
-
-def read(home: Path) -> Addresses | None:
-    """The running stack, or None; a file left by one that was killed is removed."""
-    path = _file(home)
-    if not path.exists():
-        return None
-    addresses = Addresses(**json.loads(path.read_text()))
-    if psutil.pid_exists(addresses.pid) and psutil.Process(addresses.pid).create_time() == addresses.born:
-        return addresses
-    path.unlink()
-    return None
-
-
-@contextmanager
-def started(settings: Settings, *, sandbox: bool) -> Iterator[tuple[Addresses, dict[str, subprocess.Popen[bytes]]]]:
-    """The stack, ready: every part answers and prefect.yaml is deployed. Stops all parts at the end."""
+    Raises:
+        ConfigurationError: as ``run``.
+    """
     home = settings.home.resolve()
-    (home / "logs").mkdir(parents=True, exist_ok=True)
-    with ExitStack() as closing:
-        processes: dict[str, subprocess.Popen[bytes]] = {}
-        variables = {**os.environ, **environment.defaults(home), "TRADEFLOWS_HOME": str(home)}
-        variables["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
+    running = running_stack(home)
+    if running is not None:
+        raise ConfigurationError(f"the stack runs already (process {running.pid}); stop it with `tradeflows down`")
+    logs = home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "deployments.stack_command", "--home", str(home)]
+    command += ["--prefect-port", str(wanted.prefect_port), "--mlflow-port", str(wanted.mlflow_port)]
+    command += ["--sandbox"] if wanted.sandbox else []
+    command += ["--warm"] if wanted.warm else []
+    said = logs / "up.log"
+    with said.open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "TRADEFLOWS_HOME": str(home)},
+        )
+    shown = 0
+    try:
+        while True:
+            ended = child.poll() is not None
+            lines = said.read_text().splitlines()
+            for line in lines[shown:]:
+                tell(line)
+            shown = len(lines)
+            state = stack_state.read(home)
+            if state is not None and state.pid == child.pid and state.state == "ready":
+                return state
+            if ended:
+                break
+            time.sleep(0.1)
+    except BaseException:
+        if child.poll() is None:
+            child.terminate()
+            child.wait(READY_SECONDS)
+        raise
+    raise ConfigurationError(f"the stack did not come up, see above; its logs are in {logs}")
 
-        def start(name: str, *command: str) -> None:
-            with (home / "logs" / f"{name}.log").open("ab") as log_file:
-                processes[name] = subprocess.Popen(
-                    command,
-                    env=variables,
-                    cwd=CHECKOUT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_file,
-                    stderr=subprocess.STDOUT,
-                    # our own signal must not reach them: they are stopped in order
-                    start_new_session=True,
-                )
-            closing.callback(_stop, processes[name])
 
-        prefect_port, mlflow_port = free_port(4200), free_port(5000)
-        prefect_url, mlflow_url = f"http://{LOOPBACK}:{prefect_port}", f"http://{LOOPBACK}:{mlflow_port}"
-        sandbox_url = None
-        if sandbox:
-            from deployments.sandbox import running_sandbox
+def down(home: Path, tell: Callable[[str], None]) -> bool:
+    """Stop the stack of ``home`` and wait until nothing of it is left; False where there was none."""
+    state = stack_state.read(home)
+    if state is None:
+        stack_state.file(home).unlink(missing_ok=True)
+        return False
+    was_supervised = state.supervised
+    if was_supervised:
+        supervisor = psutil.Process(state.pid)
+        supervisor.terminate()
+        # each part may take its time, and then be killed
+        _, stubborn = psutil.wait_procs([supervisor], timeout=3 * STOP_SECONDS * (len(state.parts) + 1))
+        for process in stubborn:
+            process.kill()
+    left = stack_state.family(state)
+    if left:
+        tell(f"stopping {len(left)} processes that their supervisor left")
+        stack_state.stop(left, STOP_SECONDS)
+    stack_state.file(home).unlink(missing_ok=True)
+    return was_supervised or bool(left)
 
-            sandbox_url = closing.enter_context(running_sandbox(clock="now")).url
-            variables["TRADEFLOWS_EXCHANGE_URL"] = sandbox_url
-        # the pages ask the API under the address that the server is told here
-        variables |= {"PREFECT_SERVER_API_HOST": LOOPBACK, "PREFECT_SERVER_API_PORT": str(prefect_port)}
-        variables["PREFECT_SERVER_UI_API_URL"] = f"{prefect_url}/api"
-        variables["PREFECT_API_URL"] = f"{prefect_url}/api"
-        start("prefect", *_python("prefect"), "server", "start")
-        variables["TRADEFLOWS_MLFLOW_UI_URL"] = mlflow_url
-        database = home / "mlflow" / "mlflow.db"
-        database.parent.mkdir(parents=True, exist_ok=True)
-        variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-        start(
-            "mlflow", *_python("mlflow"), "server", "--host", LOOPBACK, "--port", str(mlflow_port), "-w", "1",
-            "--backend-store-uri", f"sqlite:///{database}",
-            "--artifacts-destination", str(home / "mlflow" / "artifacts"),
-        )  # fmt: skip
-        _wait("prefect", lambda: _answers(f"{prefect_url}/api/health"), processes, home)
-        _wait("mlflow", lambda: _answers(f"{mlflow_url}/health"), processes, home)
-        variables["MLFLOW_TRACKING_URI"] = mlflow_url
-        for command in (
-            ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-            ("--no-prompt", "deploy", "--all", "--prefect-file", str(_declared(home, sandbox=sandbox))),
-        ):
-            made = subprocess.run(
-                [*_python("prefect"), *command],
-                env=variables,
-                cwd=CHECKOUT,
-                capture_output=True,
-                text=True,
-                check=False,
+
+def running_stack(home: Path) -> StackState | None:
+    """The stack of ``home`` whose supervisor lives."""
+    state = stack_state.read(home.resolve())
+    return state if state is not None and state.supervised else None
+
+
+def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]:
+    """What a stack is made of, in the order of their start."""
+    prefect_port, mlflow_port = _port("Prefect", wanted.prefect_port, tell), _port("MLflow", wanted.mlflow_port, tell)
+    prefect_url, mlflow_url = f"http://{LOOPBACK}:{prefect_port}", f"http://{LOOPBACK}:{mlflow_port}"
+    api = f"{prefect_url}/api"
+    common = {
+        **os.environ,
+        **environment.defaults(home),
+        # also where another server is set: this stack has its own, and keeps it here
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+        "TRADEFLOWS_HOME": str(home),
+        "TRADEFLOWS_MLFLOW_UI_URL": mlflow_url,
+        "PYTHONUNBUFFERED": "1",
+    }
+    made = []
+    if wanted.sandbox:
+        port = _port("the sandbox exchange", 0, tell)
+        sandbox_url = f"http://{LOOPBACK}:{port}"
+        common["TRADEFLOWS_EXCHANGE_URL"] = sandbox_url
+        made.append(
+            Part(
+                "sandbox",
+                (*_python("deployments.sandbox"), "--port", str(port), "--clock", "now"),
+                common,
+                lambda _: answers("GET", f"{sandbox_url}/api/v3/time"),
+                sandbox_url,
             )
-            if made.returncode:
-                raise ConfigurationError(f"prefect {' '.join(command)} failed: {(made.stderr or made.stdout)[-1000:]}")
-        start("worker", *_python("prefect"), "worker", "start", "--pool", POOL, "--with-healthcheck")
-        addresses = Addresses(os.getpid(), psutil.Process().create_time(), prefect_url, mlflow_url, sandbox_url)
-        _file(home).write_text(json.dumps(asdict(addresses)))
-        closing.callback(_file(home).unlink, missing_ok=True)
-        yield addresses, processes
-
-
-def _declared(home: Path, *, sandbox: bool) -> Path:
-    """The deployments to make: prefect.yaml, with the sandbox's symbols where that is the exchange."""
-    declared = CHECKOUT / "prefect.yaml"
-    if not sandbox:
-        return declared
-    import yaml
-
-    content = yaml.safe_load(declared.read_text())
-    for deployment in content["deployments"]:
-        parameters = deployment["parameters"]
-        for group in parameters.get("groups", [parameters]):
-            group["symbols"] = list(SANDBOX_SYMBOLS)
-    written = home / "prefect.sandbox.yaml"
-    written.write_text(yaml.safe_dump(content, sort_keys=False))
-    return written
+        )
+    server = {
+        **common,
+        # the pages ask the API under the address that the server is told here
+        "PREFECT_SERVER_API_HOST": LOOPBACK,
+        "PREFECT_SERVER_API_PORT": str(prefect_port),
+        "PREFECT_SERVER_UI_API_URL": api,
+        **{
+            name: str(seconds)
+            for service, seconds in SERVER_LOOPS.items()
+            if (name := f"PREFECT_SERVER_SERVICES_{service}_LOOP_SECONDS") not in os.environ
+        },
+    }
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
+    made.append(
+        Part(
+            "prefect",
+            (*_python("prefect"), "server", "start"),
+            server,
+            lambda _: answers("GET", f"{api}/ready"),
+            prefect_url,
+        )
+    )
+    database = home / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    made.append(
+        Part(
+            "mlflow",
+            (
+                *_python("mlflow"), "server", "--host", LOOPBACK, "--port", str(mlflow_port), "-w", "1",
+                "--backend-store-uri", f"sqlite:///{database}",
+                "--artifacts-destination", str(home / "mlflow" / "artifacts"),
+            ),
+            {**common, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            lambda _: answers("POST", f"{mlflow_url}/api/2.0/mlflow/experiments/search", {"max_results": 1}),
+            mlflow_url,
+        )
+    )  # fmt: skip
+    work = {**common, "MLFLOW_TRACKING_URI": mlflow_url}
+    made.append(
+        Part(
+            "deploy",
+            (*_python("deployments.stack_command"), "--deploy", *(("--sandbox",) if wanted.sandbox else ())),
+            work,
+            lambda _: True,
+            once=True,
+        )
+    )
+    worker = {
+        "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
+    }
+    command = (
+        (*_python("deployments.warm_worker"), "--pool", POOL, "--name", WORKER)
+        if wanted.warm
+        else (*_python("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
+    )
+    if wanted.warm:
+        del worker["PREFECT_WORKER_QUERY_SECONDS"]
+    made.append(
+        Part(
+            "worker",
+            command,
+            {**work, **{name: value for name, value in worker.items() if name not in os.environ}},
+            lambda started: _beats(api, started),
+            after=("prefect", "deploy"),
+            children_first=True,
+            orphans_stay=True,
+        )
+    )
+    return made
 
 
 def free_port(wanted: int) -> int:
@@ -209,83 +283,45 @@ def free_port(wanted: int) -> int:
     raise ConfigurationError("no free port on the loopback address")
 
 
+def _port(name: str, wanted: int, tell: Callable[[str], None]) -> int:
+    port = free_port(wanted)
+    if wanted and port != wanted:
+        tell(f"port {wanted} is taken: {name} is on {port}")
+    return port
+
+
 def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module)
 
 
-def _detached(settings: Settings, *, sandbox: bool) -> Addresses:
-    logs = settings.home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    command = [*_python("deployments.command"), "up", "--home", str(settings.home)]
-    with (logs / "stack.log").open("wb") as log_file:
-        child = subprocess.Popen(
-            [*command, *(["--sandbox"] if sandbox else []), "--traceback"],
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "TRADEFLOWS_HOME": str(settings.home)},
-        )
-    deadline = time.monotonic() + 2 * READY_SECONDS
-    while time.monotonic() < deadline:
-        addresses = read(settings.home) if child.poll() is None else None
-        if addresses is not None:
-            return addresses
-        if child.poll() is not None:
-            break
-        time.sleep(0.2)
-    child.terminate()
-    raise ConfigurationError(f"the stack did not come up; see {logs / 'stack.log'}")
-
-
-def _wait(name: str, ready: Callable[[], bool], processes: dict[str, subprocess.Popen[bytes]], home: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while not ready():
-        log_file = home / "logs" / f"{name}.log"
-        if processes[name].poll() is not None:
-            raise ConfigurationError(f"{name} ended with code {processes[name].returncode}; its log is {log_file}")
-        if time.monotonic() > deadline:
-            raise ConfigurationError(f"{name} did not answer within {READY_SECONDS:.0f} s; its log is {log_file}")
-        time.sleep(0.2)
-
-
-def _answers(url: str) -> bool:
+def answers(method: str, url: str, body: Any = None) -> bool:
+    """Whether a server on this machine answers with 200."""
     try:
-        return httpx.get(url, timeout=2.0).status_code == 200
+        # no certificates to load, no proxy between
+        return httpx.request(method, url, json=body, timeout=5.0, trust_env=False, verify=False).status_code == 200  # noqa: S501
     except httpx.TransportError:
         return False
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a part and everything it started."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
+def _beats(api: str, started: float) -> bool:
+    """The server has heard our worker since its start, and not too long ago."""
     try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for straggler in alive:
-        straggler.kill()
+        with connected(api, timeout=5.0) as asked:
+            found = asked.ask("POST", f"/work_pools/{POOL}/workers/filter", {})
+    except ConfigurationError:
+        return False
+    times = [one["last_heartbeat_time"] for one in found or () if one["name"] == WORKER and one["last_heartbeat_time"]]
+    heard = max((datetime.fromisoformat(moment) for moment in times), default=datetime.fromtimestamp(0, UTC))
+    return heard.timestamp() >= max(started, time.time() - 4 * HEARTBEAT_SECONDS)
 
 
-def _file(home: Path) -> Path:
-    return home / "stack.json"
-
-
-def _tell(console: Console, addresses: Addresses) -> None:
-    console.print("[bold green]Ready.[/]")
-    console.print(f"  Prefect   {addresses.prefect}")
-    console.print(f"  MLflow    {addresses.mlflow}")
-    if addresses.sandbox:
-        console.print(f"  sandbox   {addresses.sandbox}")
-    console.print("\nTry next:")
-    console.print(f"  open {addresses.prefect}/deployments and run [bold]ingest[/]")
-    console.print(
-        f"  curl -X POST {addresses.prefect_api}/deployments/name/ingest/ingest   # its id, for create_flow_run",
-        soft_wrap=True,
-    )
-    console.print("  tradeflows down")
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the home's lock; it goes with this process, however that ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "stack.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(f"a stack of {home} runs already; stop it with `tradeflows down`") from None
+        yield

@@ -1,19 +1,84 @@
-"""Analyse: the champion and the technical rules give each symbol a signal, stored and reported."""
+"""Analyse: model, rules and an LLM give each symbol a signal, stored, told and reported."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Annotated, Any, TypeVar, cast
+
 from prefect import flow
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+from pydantic import Field
 
 from flows.ingest import bring_up_to_date
-from flows.parameters import Days, End, Refresh, Start, Symbols
-from tasks import reports
-from tasks.analysing import Analysed, analyse_task
+from flows.parameters import Days, End, Horizon, Refresh, Start, Symbols
+from tasks import reports, signals
+from tasks.analysing import Heard, conclude_task, hear_task
+from tasks.analysis_documents import Analysed
+from tasks.panels import AnalysisRequest, Panel, panel_task
 from tasks.periods import run_moment, span
-from trading.errors import DataError
+from tasks.progress import report
+from tasks.technical_analyst import USUAL, Selected, selection
+from trading.errors import DataError, TradeflowsError
 from trading.window import Timeframe
 
+# batches at the same time
+AT_ONCE = 3
+# symbols whose reasons the report spells out
+SPELLED_OUT = 20
+T = TypeVar("T")
+DEGRADED, PARTLY, FAILED = "Degraded", "Partly", "Failed"
 
-@flow(name="analyse", flow_run_name="analyse-{timeframe}", retries=0, persist_result=False)
+StrategyNames = Annotated[Sequence[str], Field(max_length=50)] | None
+StrategyParameters = dict[str, dict[str, Any]]
+Threshold = Annotated[float, Field(gt=0, lt=1)] | None
+Minutes = Annotated[int, Field(ge=0, le=10_080)] | None
+BatchSize = Annotated[int, Field(ge=1, le=1_000)]
+
+
+@dataclass
+class Outcome:
+    """What became of a run: rows, errors of symbols that were not analysed, and remarks on the whole."""
+
+    rows: list[Analysed] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Who should have spoken and did not, or not as it should, with the first reason."""
+        found: dict[str, str] = {}
+        for row in self.rows:
+            for name, why in [*row.absent.items(), *([("champion", row.degraded)] if row.degraded else [])]:
+                found.setdefault(name, why)
+        return found
+
+    @property
+    def state(self) -> str | None:
+        """None: all is well. Degraded: somebody was missing. Partly: some symbols were. Failed: all were."""
+        if self.errors:
+            return PARTLY if self.rows else FAILED
+        return DEGRADED if self.absent or self.remarks else None
+
+    @property
+    def message(self) -> str:
+        """What a person should know of it, in the order of how bad it is."""
+        count = len(self.rows) + len(self.errors)
+        lacking = [f"{name}: {why}" for name, why in self.absent.items()]
+        failed = [f"{len(self.errors)} of {count} symbols were not analysed"] if self.errors else []
+        return "; ".join([*failed, *self.errors, *self.remarks, *lacking])
+
+
+@flow(
+    name="analyse",
+    flow_run_name="analyse-{timeframe}",
+    retries=0,
+    persist_result=False,
+    task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE),  # type: ignore[arg-type]
+)
 def analyse(
     symbols: Symbols,
     timeframe: Timeframe = Timeframe.H1,
@@ -21,12 +86,22 @@ def analyse(
     start: Start = None,
     end: End = None,
     refresh: Refresh = None,
+    strategies: StrategyNames = None,
+    strategy_parameters: StrategyParameters = {},  # noqa: B006 - Prefect's form shows it; nobody changes it
+    horizon: Horizon = 12,
+    threshold: Threshold = None,
+    reuse_minutes: Minutes = None,
+    batch_size: BatchSize = 25,
 ) -> list[Analysed]:
     """Analyse the last finished bar of each symbol.
 
     The model is the champion trained for exactly this set of symbols; where there is none, the rules
-    speak alone and the analysis says so. One symbol's failure does not stop the others; the run then
-    ends Failed.
+    speak alone and the analysis says so. Analysts count by what they earned so far (the settle flow).
+
+    The run ends Completed when every symbol was analysed by everybody who should speak; in the state
+    Degraded when somebody was missing, or the candles could not be refreshed; in the state Partly when some
+    symbols could not be analysed; Failed when none could. All but the first emit the event
+    tradeflows.analysis.degraded; a signal that is another than before emits tradeflows.signal.changed.
 
     Args:
         symbols: Symbols as the source spells them, such as BTCUSDT.
@@ -35,35 +110,124 @@ def analyse(
         start: Open time of the first bar (UTC). Empty: so many days back.
         end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
         refresh: Source to bring the candles up to date from first. Empty: use what is stored.
+        strategies: Strategies that may speak as the technical analyst, on these bars and (for 1h) on those of 4h.
+            Empty: those that the engine's settings select; rsi, macd, volume and bollinger where there is no engine.
+        strategy_parameters: Parameters by strategy, such as rsi with period 9, instead of the engine's.
+        horizon: Bars after which an analysis is settled, where no model says another number.
+        threshold: A combined score nearer to zero than this is Neutral. Empty: as the engine's settings say, or 0.2.
+        reuse_minutes: An analysis with the same inputs that is younger than this is not made again. Empty: as the
+            engine's settings say, or 15.
+        batch_size: Symbols in one task; three tasks are at work at the same time.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
+    outcome = Outcome()
     if refresh is not None:
-        bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
-    rows, errors = analyse_task(symbols, symbols, timeframe, first, last, moment)
-    _publish(timeframe, rows, errors)
-    if errors:
-        raise DataError("; ".join(errors))
-    return rows
+        try:
+            bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
+        except TradeflowsError as error:
+            # symbols whose last bar is stored can be analysed all the same; the others say what they lack
+            outcome.remarks.append(f"the candles were not all refreshed: {error}")
+    request = AnalysisRequest(
+        timeframe,
+        first,
+        last,
+        _selected(strategies, strategy_parameters),
+        horizon=horizon,
+        threshold=threshold,
+        ttl=timedelta(minutes=reuse_minutes) if reuse_minutes is not None else None,
+    )
+    panel = panel_task(symbols, request, moment)
+    heard = _hear(symbols, request, panel, batch_size, moment, outcome)
+    if heard:
+        outcome.rows = conclude_task(_whole(heard), _whole(panel), moment)
+    return _ended(timeframe, outcome, panel, moment)
 
 
-def _publish(timeframe: Timeframe, rows: list[Analysed], errors: list[str]) -> None:
+def _selected(strategies: StrategyNames, parameters: StrategyParameters) -> tuple[Selected, ...] | None:
+    if strategies is None and not parameters:
+        return None
+    return selection(USUAL if strategies is None else strategies, parameters)
+
+
+def _hear(
+    symbols: list[str], request: AnalysisRequest, panel: Panel, batch_size: int, moment: datetime, outcome: Outcome
+) -> list[Heard]:
+    """Every batch, some at the same time; what was said, in the order of the symbols."""
+    batches = [symbols[at : at + batch_size] for at in range(0, len(symbols), batch_size)]
+    futures = [hear_task.submit(number, batch, request, _whole(panel), moment) for number, batch in enumerate(batches)]
+    heard: list[Heard] = []
+    for done, (batch, future) in enumerate(zip(batches, futures, strict=True)):
+        report("analyse", done, len(futures))
+        try:
+            good, bad = future.result()
+        except TradeflowsError as error:
+            # the retries are used up; other batches may have got through
+            good, bad = [], [f"{symbol}: {error}" for symbol in batch]
+        heard += good
+        outcome.errors += bad
+    report("analyse", len(futures), len(futures))
+    return heard
+
+
+def _whole(value: T) -> T:
+    """A task's argument as it is: Prefect would walk through models and opinions to look for futures in them."""
+    return cast(T, quote(value))
+
+
+def _ended(timeframe: Timeframe, outcome: Outcome, panel: Panel, moment: datetime) -> list[Analysed]:
+    """Report, tell and name what became of the run."""
+    _publish(timeframe, outcome, panel)
+    if outcome.state is None:
+        return outcome.rows
+    lacking = [row.symbol for row in outcome.rows if row.absent or row.degraded]
+    signals.emit_degraded(
+        timeframe.value, outcome.absent, lacking, [*outcome.errors, *outcome.remarks], outcome.state, moment
+    )
+    if outcome.state == FAILED:
+        raise DataError(outcome.message)
+    # Prefect hands the data to the caller, and shows the name and the message
+    named: list[Analysed] = Completed(  # type: ignore[assignment]
+        name=outcome.state, message=outcome.message[:1000], data=outcome.rows
+    )
+    return named
+
+
+def _publish(timeframe: Timeframe, outcome: Outcome, panel: Panel) -> None:
+    rows = outcome.rows
+    analysts = list(dict.fromkeys(name for row in rows for name in row.said))
     table = [
         {
             "symbol": row.symbol,
-            "signal": row.signal,
+            "signal": f"**{row.signal}**" if row.signal != "Neutral" else row.signal,
             "confidence": f"{row.confidence:.2f}",
+            "basis": row.basis,
+            **{name: row.said.get(name, "-") for name in analysts},
             "price": f"{row.price:g}",
             "bar closed": row.timestamp,
             "data": row.data_mode,
             "model": row.model_version or "none",
+            "made": "before" if row.reused else "now",
         }
         for row in rows
     ]
-    text = [f"# Analysis {timeframe.value}", reports.markdown_table(table)]
-    for row in rows:
-        text += [f"## {row.symbol}: {row.signal}", *(f"- {reason}" for reason in row.reasons)]
-    if errors:
-        text += ["## Not analysed", *(f"- {error}" for error in errors)]
-    signals = ", ".join(f"{row.symbol} {row.signal}" for row in rows) or "none"
-    reports.markdown(f"analyse-{timeframe.value}", "\n\n".join(text), signals[:200])
+    links = [
+        f"[{one.name} version {one.version}]({one.link})"
+        for one in (panel.models.champion, panel.models.challenger)
+        if one is not None
+    ]
+    text = [f"# Analysis {timeframe.value}: {outcome.state or 'all good'}", reports.markdown_table(table)]
+    if links:
+        text.append(f"Models: {', '.join(links)}. A challenger is written down to be scored, and counts nothing.")
+    if panel.settings_version:
+        text.append(
+            f"Strategies: {', '.join(one.rule for one in panel.strategies)}; settings {panel.settings_version}."
+        )
+    text += reports.section("Disabled", panel.disabled)
+    text += reports.section("Not analysed", outcome.errors)
+    text += reports.section("Degraded", [*outcome.remarks, *(f"{name}: {why}" for name, why in outcome.absent.items())])
+    if len(rows) <= SPELLED_OUT:
+        for row in rows:
+            text += reports.section(f"{row.symbol}: {row.signal}", row.reasons)
+    said = ", ".join(f"{row.symbol} {row.signal}" for row in rows) or "none"
+    reports.markdown(f"analyse-{timeframe.value}", "\n\n".join(text), said[:200])

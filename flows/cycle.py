@@ -13,7 +13,7 @@ from flows.backtest import backtest
 from flows.ingest import IngestResult, ingest
 from flows.parameters import Days, End, Folds, Horizon, Seed, SourceName, Symbols
 from flows.train import train
-from tasks.analysing import Analysed
+from tasks.analysis_documents import Analysed
 from tasks.backtesting import Backtested
 from tasks.periods import run_moment
 from tasks.training import Trained

@@ -1,270 +1,282 @@
-"""Analyses: the champion and the technical rules on the last finished bar of each symbol, stored."""
+"""Analyses: each symbol's last finished bar is shown to the analysts, and what they say is combined and stored.
+
+In two steps. Symbols are heard in batches, several at a time: candles read, the model and the rules asked, and the
+LLM, where there is one. Then all predictions of the run are judged together, and the analyses are combined,
+stored and told. Between the steps go opinions, not candles.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
 from prefect import task
 
-from tasks import ledger, log, registry
-from tasks.models import Champion, champion
+from tasks import log, model_analyst, signals, technical_analyst
+from tasks.analysis_documents import Analysed, Seen, abstention, document, row, still_good
+from tasks.analysis_documents import stored_analysis as stored_before
+from tasks.documents import Document
+from tasks.looks import Look, look
+from tasks.model_analyst import Judged
+from tasks.models import Champion
+from tasks.panels import AnalysisRequest, Panel
 from tasks.retry import STORE, prefect_options
-from tasks.settings import load_settings
-from tasks.store import Store, configured_store, put_analysis, read_candles
-from tasks.training import model_name
-from trading.analysis import Analysis, Opinion, Signal, combine
-from trading.calendars import expected_opens
-from trading.errors import CandleGap, InsufficientHistory, ModelNotFound, ModelRejected, TradeflowsError
-from trading.window import Timeframe, Window
+from tasks.settings import Settings, load_settings
+from tasks.store import Store, configured_store, put_analysis
+from trading.analysis import CHALLENGER, LLM, MODEL, Abstention, Opinion, combine
+from trading.errors import ConfigurationError, TradeflowsError
+from trading.scoring import version_of
+from trading.window import Window
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from ml.model import Prediction, Row
 
-    from ml.model import Prediction
-
-# the model has been measured against a baseline, the rules have not
-WEIGHTS: Final = {"model": 2.0}
-RULE_NAMES: Final = ("rsi", "macd")
-RULE_CONFIDENCE: Final = 0.5
+# calls of an LLM at the same time within a batch: its replies take their time, and limits stand elsewhere
+LLM_AT_ONCE: Final = 4
 
 
-@dataclass(frozen=True)
-class Analysed:
-    """One row of an analysis run."""
-
-    symbol: str
-    timestamp: str
-    signal: str
-    confidence: float
-    price: float
-    reasons: list[str]
-    model_version: str | None
-    data_mode: str
+# the LLM analyst: never raises for what is its own fault, but abstains
+Ask = Callable[[Look], Opinion | Abstention]
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What is known of a symbol before anything is said of it: candles up to the bar to analyse.
+class Heard:
+    """What was said of one symbol; ``stored`` instead where an analysis with the same inputs is young enough."""
 
-    ``silent`` says why the model, where there is one, has no prediction.
-    """
-
-    window: Window
-    candles: pd.DataFrame
-    data_mode: str
-    prediction: Prediction | None
-    silent: str | None = None
+    seen: Seen
+    opinions: tuple[Opinion, ...] = ()
+    abstentions: tuple[Abstention, ...] = ()
+    prediction: Prediction | None = None
+    compared: tuple[tuple[Opinion, Prediction], ...] = ()
+    stored: Document | None = None
 
 
-def look(store: Store, window: Window, chosen: Champion | None) -> Look:
-    """Read the candles of ``window`` and ask the champion, where there is one, about the last of them.
+def hear(
+    store: Store, symbols: Sequence[str], request: AnalysisRequest, panel: Panel, ask: Ask | None, *, now: datetime
+) -> tuple[list[Heard], list[str]]:
+    """Ask every analyst about every symbol; what was said, in their order, and the errors of those without a look.
 
-    Args:
-        window: enough history for the model and the rules, ending at the bar to analyse.
+    The store is done with before an LLM is asked, so that no trouble with the one buys the other twice.
 
     Raises:
-        InsufficientHistory: the last bar that the market should have is not in the store.
+        TradeflowsError: of the transient kind: the store does not answer, and nobody can be heard.
     """
-    candles = read_candles(store, window)
-    entries = ledger.entries(store, window.symbol, window.timeframe)
-    if candles.empty or not entries:
-        raise InsufficientHistory(f"the store holds no candles of {window}; run tradeflows ingest for it")
-    _require_last(candles, window, entries[-1].calendar)
-    mode, calendar = entries[-1].data_mode, entries[-1].calendar
+    reused: list[Heard] = []
+    looks: list[Look] = []
+    errors: list[str] = []
+    for symbol in symbols:
+        window = Window(symbol, request.timeframe, request.start, request.end)
+        with log.about(window), collected(symbol, errors):
+            shown = look(store, window, request, panel)
+            before = stored_before(store, symbol, request.timeframe, shown.seen.bar_close)
+            if before is not None and still_good(before, shown.seen.inputs_digest, panel.ttl, now):
+                reused.append(Heard(shown.seen, stored=before))
+            else:
+                looks.append(shown)
+    spoken = [_technical(shown, request, panel) for shown in looks]
+    chosen = _ask_model(panel.models.champion, looks)
+    rival = _ask_model(panel.models.challenger, looks, CHALLENGER)
+    said = _ask_llm(ask, spoken)
+    heard = []
+    for at, shown in enumerate(spoken):
+        words: list[Opinion | Abstention | None] = [
+            panel.models.abstention or chosen[at][0],
+            shown.technical,
+            said[at],
+        ]
+        opinion, prediction = rival[at]
+        heard.append(
+            Heard(
+                shown.seen,
+                tuple(word for word in words if isinstance(word, Opinion)),
+                tuple(word for word in words if isinstance(word, Abstention)),
+                chosen[at][1],
+                ((opinion, prediction),) if isinstance(opinion, Opinion) and prediction is not None else (),
+            )
+        )
+    place = {symbol: at for at, symbol in enumerate(symbols)}
+    return sorted(reused + heard, key=lambda one: place[one.seen.symbol]), errors
+
+
+def _technical(shown: Look, request: AnalysisRequest, panel: Panel) -> Look:
+    started = time.perf_counter()
+    said = technical_analyst.opinion(
+        shown.candles,
+        request.timeframe,
+        panel.strategies,
+        panel.weights,
+        until=request.end,
+        threshold=panel.threshold,
+    )
+    if isinstance(said, Opinion):
+        said = replace(said, horizon=shown.seen.horizon, latency=time.perf_counter() - started)
+    elif not panel.strategies and not panel.disabled:
+        return shown  # nobody was selected, so that nobody is missing
+    return replace(shown, technical=said)
+
+
+def _ask_model(
+    chosen: Champion | None, looks: Sequence[Look], analyst: str = MODEL
+) -> list[tuple[Opinion | Abstention | None, Prediction | None]]:
+    """The model's word on each look, in one pass of the estimator."""
     if chosen is None:
-        return Look(window, candles, mode, None)
-    try:
-        return Look(window, candles, mode, chosen.model.predict(candles, calendar))
-    except (CandleGap, InsufficientHistory) as error:
-        # the rules need less; the analysis names who was missing, and why
-        log.logger().warning("model is silent", reason=str(error))
-        return Look(window, candles, mode, None, f"{chosen.name} version {chosen.version} is silent: {error}")
+        return [(None, None) for _ in looks]
+    started = time.perf_counter()
+    rows = [model_analyst.row(chosen, shown.candles, shown.calendar) for shown in looks]
+    whole: list[Row] = [each for each in rows if not isinstance(each, Abstention)]
+    predictions = iter(chosen.model.predictions(whole))
+    each_took = (time.perf_counter() - started) / max(len(looks), 1)
+    found: list[tuple[Opinion | Abstention | None, Prediction | None]] = []
+    for row_ in rows:
+        if isinstance(row_, Abstention):
+            log.logger().warning(f"{analyst} is silent", reason=row_.reason)
+            found.append((row_, None))
+            continue
+        prediction = next(predictions)
+        found.append((replace(model_analyst.opinion(chosen, prediction, analyst), latency=each_took), prediction))
+    return found
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What the suite said: ``refused`` has the reason by symbol, ``warnings`` concern the whole run."""
+def _ask_llm(ask: Ask | None, looks: Sequence[Look]) -> list[Opinion | Abstention | None]:
+    if ask is None or not looks:
+        return [None] * len(looks)
 
-    refused: dict[str, str]
-    warnings: tuple[str, ...]
+    def one(shown: Look) -> Opinion | Abstention:
+        with log.about(shown.window):
+            try:
+                return ask(shown)
+            except TradeflowsError as error:
+                # the others have spoken already; the analysis names who was missing
+                log.logger().error("the LLM analyst failed", error=str(error))
+                return abstention(error, LLM)
 
-
-def judge_predictions(predictions: dict[str, Prediction]) -> Judged:
-    """Judge the predictions of a run, by symbol, in one pass."""
-    if not predictions:
-        return Judged({}, ())
-    from expectations.predictions import judge
-
-    verdicts, of_run = judge(list(predictions.values()))
-    refused = {
-        symbol: "; ".join(map(str, verdict.critical))
-        for symbol, verdict in zip(predictions, verdicts, strict=True)
-        if verdict.critical
-    }
-    return Judged(refused, tuple(map(str, of_run.findings)))
+    with ThreadPoolExecutor(min(LLM_AT_ONCE, len(looks))) as pool:
+        asked = [pool.submit(copy_context().run, one, shown) for shown in looks]
+        return [future.result() for future in asked]
 
 
 def conclude(
-    store: Store, seen: Look, chosen: Champion | None, judged: Judged, absent: Sequence[str], *, now: datetime
-) -> Analysed:
-    """Combine the opinions on the last bar and store the analysis under the bar's close.
+    store: Store,
+    heard: Sequence[Heard],
+    panel: Panel,
+    *,
+    now: datetime,
+    flow_run_id: str | None,
+    tell: Callable[[signals.Changed], None],
+) -> list[Analysed]:
+    """Judge the predictions, combine what was said, store it, and tell whose signal changed.
 
     A prediction that was refused has no say: the analysis calls the model absent and says why.
-
-    Args:
-        chosen: the champion, or None where it is among the ``absent``.
     """
-    window, candles = seen.window, seen.candles
-    opinions = [_rule_opinion(name, candles) for name in RULE_NAMES]
-    refused = judged.refused.get(window.symbol)
-    remarks: tuple[str, ...] = ()
+    judged = model_analyst.judge_predictions({one.seen.symbol: one.prediction for one in heard if one.prediction})
+    for warning in judged.warnings:
+        log.logger().warning("odd predictions", finding=warning)
+    rivals = {one.seen.symbol: prediction for one in heard for _, prediction in one.compared}
+    unfit = set(model_analyst.judge_predictions(rivals).refused)
+    rows = []
+    for one in heard:
+        if one.stored is not None:
+            rows.append(row(one.stored, reused=True))
+            continue
+        stored = _combined(store, one, panel, judged, unfit, now, flow_run_id)
+        signals.follow(store, stored, tell)
+        rows.append(row(stored, reused=False))
+    return rows
+
+
+def _combined(
+    store: Store,
+    one: Heard,
+    panel: Panel,
+    judged: Judged,
+    unfit: set[str],
+    now: datetime,
+    flow_run_id: str | None,
+) -> Document:
+    chosen, symbol = panel.models.champion, one.seen.symbol
+    opinions, abstentions = list(one.opinions), list(one.abstentions)
+    refused = judged.refused.get(symbol)
     if chosen is not None and refused is not None:
-        remarks = (f"the prediction of {chosen.name} version {chosen.version} was refused: {refused}",)
-        chosen, absent = None, [*absent, "model"]
-    elif seen.silent is not None:
-        remarks = (seen.silent,)
-        chosen, absent = None, [*absent, "model"]
-    elif chosen is not None and seen.prediction is not None:
-        opinions.insert(0, _model_opinion(chosen, seen.prediction))
-        remarks = (*judged.warnings, *([chosen.degraded] if chosen.degraded else []))
-    analysis = combine(opinions, WEIGHTS, absent=absent)
-    analysis = replace(analysis, reasons=(*analysis.reasons, *remarks))
-    bar_close = _last_open(candles) + window.timeframe.delta
-    put_analysis(store, _document(window, analysis, bar_close, seen.data_mode, chosen, now))
-    return Analysed(
-        symbol=window.symbol,
-        timestamp=bar_close.isoformat(),
-        signal=analysis.signal.value,
-        confidence=round(analysis.confidence, 4),
-        price=float(candles["close"].iloc[-1]),
-        reasons=list(analysis.reasons),
-        model_version=_version(chosen) if chosen is not None else None,
-        data_mode=seen.data_mode,
-    )
-
-
-def _document(
-    window: Window, analysis: Analysis, bar_close: datetime, mode: str, chosen: Champion | None, now: datetime
-) -> dict[str, Any]:
-    # symbol, timestamp, analysis and created_at are what the engine reads; the rest is ours
-    return {
-        "symbol": window.symbol,
-        "timeframe": window.timeframe.value,
-        "timestamp": bar_close,
-        "analysis": {
-            "signal": analysis.signal.value,
-            "confidence": analysis.confidence,
-            "reasoning": "\n".join(analysis.reasons),
-            "opinions": [
-                {**asdict(opinion), "signal": opinion.signal.value, "reasons": list(opinion.reasons)}
-                for opinion in analysis.opinions
-            ],
-            "absent": list(analysis.absent),
-        },
-        "data_mode": mode,
-        "model": _named(chosen) if chosen else None,
-        "flow_run_id": log.flow_run_id(),
-        "created_at": now,
+        why = f"the prediction of {chosen.name} version {chosen.version} was refused: {refused}"
+        log.logger().error("prediction refused", symbol=symbol, findings=refused)
+        opinions = [opinion for opinion in opinions if opinion.analyst != MODEL]
+        abstentions.insert(0, Abstention(MODEL, why))
+    spoke = next((opinion for opinion in opinions if opinion.analyst == MODEL), None)
+    weights = {
+        opinion.analyst: panel.weights.get((opinion.analyst, version_of(opinion.provenance)), 1.0)
+        for opinion in opinions
     }
-
-
-def _version(chosen: Champion) -> str:
-    return f"v{chosen.version} {chosen.estimator}" + (", degraded" if chosen.degraded else "")
-
-
-def _named(chosen: Champion) -> dict[str, Any]:
-    return {"name": chosen.name, "version": chosen.version, "run_id": chosen.run_id, "degraded": chosen.degraded}
-
-
-def _rule_opinion(name: str, candles: pd.DataFrame) -> Opinion:
-    from trading.strategies import explain
-
-    target, reason = explain(name, candles)
-    signal = Signal.of(target)
-    return Opinion(name, signal, RULE_CONFIDENCE, (reason,))
-
-
-def _model_opinion(chosen: Champion, prediction: Prediction) -> Opinion:
-    return Opinion(
-        "model",
-        prediction.signal,
-        prediction.confidence,
-        prediction.reasons,
-        {"model": chosen.name, "version": chosen.version, "run_id": chosen.run_id, "manifest": chosen.manifest_sha256},
+    analysis = combine(
+        opinions,
+        weights,
+        threshold=panel.threshold,
+        abstentions=abstentions,
+        compared=[] if symbol in unfit else [opinion for opinion, _ in one.compared],
     )
+    if spoke is not None and chosen is not None:
+        remarks = (*judged.warnings, *([chosen.degraded] if chosen.degraded else []))
+        analysis = replace(analysis, reasons=(*analysis.reasons, *remarks))
+    named = {**model_analyst.named(chosen), "estimator": chosen.estimator} if spoke and chosen else None
+    before = stored_before(store, symbol, one.seen.timeframe, one.seen.bar_close)
+    stored = document(one.seen, analysis, named, before, flow_run_id, now)
+    put_analysis(store, stored)
+    return stored
 
 
-def _last_open(candles: pd.DataFrame) -> datetime:
-    last: datetime = candles.index[-1].to_pydatetime()
-    return last
-
-
-def _require_last(candles: pd.DataFrame, window: Window, calendar: str) -> None:
-    """Refuse to analyse an old bar as if it were the newest."""
-    # ten days reach over every holiday of a stock exchange
-    recent = window.within(max(window.start, window.end - timedelta(days=10)), window.end)
-    expected = expected_opens(recent, calendar)
-    if not len(expected):
-        return
-    have = int(candles.index[-1].timestamp() * 1000)
-    if have < expected[-1]:
-        due = datetime.fromtimestamp(expected[-1] / 1000, tz=window.end.tzinfo)
-        raise InsufficientHistory(
-            f"the newest candle of {window.symbol} {window.timeframe} opened at {candles.index[-1]:%Y-%m-%dT%H:%MZ} "
-            f"and the one of {due:%Y-%m-%dT%H:%MZ} is due; run tradeflows ingest first"
-        )
+@contextmanager
+def collected(symbol: str, errors: list[str]) -> Iterator[None]:
+    """One symbol's failure does not stop the others; a store that does not answer is nobody's own failure."""
+    try:
+        yield
+    except TradeflowsError as error:
+        if error.transient:
+            raise
+        log.logger().error("not analysed", error=str(error))
+        errors.append(f"{symbol}: {error}")
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------
 
 
-@task(name="analyse-symbols", **prefect_options(STORE))
-def analyse_task(
-    symbols: list[str], model_symbols: list[str], timeframe: Timeframe, start: datetime, end: datetime, now: datetime
-) -> tuple[list[Analysed], list[str]]:
-    """Analyse each symbol; returns the rows, and the errors of symbols that could not be analysed."""
+@task(name="hear-analysts", task_run_name="hear-{number}", **prefect_options(STORE))
+def hear_task(
+    number: int, symbols: list[str], request: AnalysisRequest, panel: Panel, now: datetime
+) -> tuple[list[Heard], list[str]]:
+    """``hear`` for a batch of symbols. Several run at the same time, in threads of one process."""
     settings = load_settings()
-    rows: list[Analysed] = []
-    errors: list[str] = []
-    with configured_store(settings) as store:
-        chosen, absent = None, []
-        name = model_name(model_symbols, timeframe)
-        try:
-            chosen = champion(registry.connect(settings), settings, name, store=store, now=now)
-        except ModelNotFound as error:
-            # the rules can still speak; the analysis names who was missing
-            log.logger().warning("no champion", reason=str(error))
-            absent = ["model"]
-        except ModelRejected as error:
-            # likewise; but somebody has to look, so the run ends failed
-            errors.append(str(error))
-            absent = ["model"]
-        looks = []
-        for symbol in symbols:
-            window = Window(symbol, timeframe, start, end)
-            with log.about(window), _collected(symbol, errors):
-                looks.append(look(store, window, chosen))
-        judged = judge_predictions({each.window.symbol: each.prediction for each in looks if each.prediction})
-        for warning in judged.warnings:
-            log.logger().warning("odd predictions", finding=warning)
-        for seen in looks:
-            symbol = seen.window.symbol
-            with log.about(seen.window), _collected(symbol, errors):
-                if symbol in judged.refused:
-                    log.logger().error("prediction refused", findings=judged.refused[symbol])
-                rows.append(conclude(store, seen, chosen, judged, absent, now=now))
-    return rows, errors
+    with configured_store(settings) as store, _llm(settings, store) as ask:
+        return hear(store, symbols, request, panel, ask, now=now)
 
 
 @contextmanager
-def _collected(symbol: str, errors: list[str]) -> Iterator[None]:
-    """One symbol's failure does not stop the others."""
-    try:
-        yield
-    except TradeflowsError as error:
-        log.logger().error("not analysed", error=str(error))
-        errors.append(f"{symbol}: {error}")
+def _llm(settings: Settings, store: Store) -> Iterator[Ask | None]:
+    """How the LLM is asked; None where it is off. One that cannot be asked abstains, and says why."""
+    if not settings.llm:
+        yield None
+        return
+    from tasks import llm_analyst, llm_setup
+
+    with ExitStack() as closing:
+        try:
+            metered = log.flow_run_id() is not None
+            llm = closing.enter_context(llm_setup.opened_llm(settings, store.documents, metered=metered))
+        except ConfigurationError as error:
+            why = str(error)
+            yield lambda _: Abstention(LLM, why)
+            return
+        yield lambda shown: llm_analyst.opinion(
+            llm, shown.candles, shown.window, horizon=shown.seen.horizon, data_mode=shown.seen.data_mode
+        )
+
+
+@task(name="conclude-analyses", **prefect_options(STORE))
+def conclude_task(heard: list[Heard], panel: Panel, now: datetime) -> list[Analysed]:
+    """``conclude`` on the configured store; changed signals become events."""
+    with configured_store(load_settings()) as store:
+        return conclude(store, heard, panel, now=now, flow_run_id=log.flow_run_id(), tell=signals.emit_changed)

@@ -77,7 +77,17 @@ def flow_run_id() -> str | None:
 
 def quiet_libraries() -> None:
     """Raise the level of loggers that talk about themselves (alembic, matplotlib, GE)."""
-    for name in ("alembic", "mlflow", "matplotlib", "great_expectations", "httpx", "httpcore"):
+    for name in (
+        "alembic",
+        "mlflow",
+        "matplotlib",
+        "great_expectations",
+        "httpx",
+        "httpcore",
+        "httpx2",
+        "httpcore2",
+        "openai",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     # warns that it finds no pip, which the environment has no need of
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)

@@ -38,7 +38,22 @@ QUARANTINE: Final = Collection(
 )
 CIRCUITS: Final = Collection("circuits")
 PROMOTIONS: Final = Collection("promotions", (Index("promotions_model_idx", ("model", "number"), unique=True),))
-COLLECTIONS: Final = (SERIES, CHUNKS, DATASETS, ANALYSES, RESULTS, LEDGER, GAPS, QUARANTINE, CIRCUITS, PROMOTIONS)
+LLM_KEYS: Final = Collection("llm_keys")
+LLM_BUDGETS: Final = Collection("llm_budgets")
+LLM_CALLS: Final = Collection("llm_calls", (Index("llm_calls_day_idx", ("day", "at")),))
+ENGINE_SETTINGS: Final = Collection("engine_settings", (Index("engine_settings_number_idx", ("number",)),))
+NOTIFICATIONS: Final = Collection("notifications", (Index("notifications_state_idx", ("state", "at")),))
+DISABLED: Final = Collection("disabled_strategies", (Index("disabled_strategies_idx", ("strategy", "since")),))
+PROPOSALS: Final = Collection("proposals", (Index("proposals_status_idx", ("status", "at")),))
+SIGNALS: Final = Collection("signals")
+SETTLEMENTS: Final = Collection("settlements", (Index("settlements_settled_idx", ("timeframe", "timestamp")),))
+SCOREBOARDS: Final = Collection("scoreboards", (Index("scoreboards_until_idx", ("timeframe", "until")),))
+COLLECTIONS: Final = (
+    SERIES, CHUNKS, DATASETS, ANALYSES, RESULTS, LEDGER, GAPS, QUARANTINE, CIRCUITS, PROMOTIONS,
+    LLM_KEYS, LLM_BUDGETS, LLM_CALLS,
+    ENGINE_SETTINGS, NOTIFICATIONS, DISABLED, PROPOSALS,
+    SIGNALS, SETTLEMENTS, SCOREBOARDS,
+)  # fmt: skip
 
 FORMAT: Final = 2  # raise it whenever documents change their meaning
 CONFLICT_ATTEMPTS: Final = 50

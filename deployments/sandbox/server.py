@@ -3,6 +3,7 @@ that can be set and faults that can be switched on.
 
     GET  /api/v3/time /api/v3/exchangeInfo /api/v3/klines /api/v3/ticker/24hr
     GET  /api/market/chart/{symbol}/{timeframe}?limit=N
+    GET  /api/settings/strategy    PUT or DELETE /sandbox/settings  (see ``engine_settings``)
     GET  /sandbox/clock    PUT /sandbox/clock {"time": "2019-01-01T00:02:00Z"} or {"advance_seconds": 3600},
                            and {"speed": 60}: its seconds per real second, 0 to stand still
     GET  /sandbox/faults   PUT /sandbox/faults {"seed": 1, "rate_limited": 0.1, ...}  (see ``Faults``)
@@ -30,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from deployments.sandbox import control
+from deployments.sandbox import control, engine_settings
 from deployments.sandbox.counting import watched
 from deployments.sandbox.faults import Faults, spoilt
 from deployments.sandbox.markets import Markets, find
@@ -58,6 +59,7 @@ def application(markets: Markets, clock: datetime, *, speed: float = 0.0) -> Sta
             Route("/api/v3/exchangeInfo", _information),
             Route("/api/v3/ticker/24hr", _ticker),
             Route("/api/market/chart/{symbol}/{timeframe}", _chart),
+            *engine_settings.ROUTES,
             *control.ROUTES,
         ],
         middleware=[Middleware(watched, state)],

@@ -1,0 +1,43 @@
+"""Notify: tells people of a run that failed, crashed, does not start or did less than it should.
+
+Prefect's automations start it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from uuid import UUID
+
+from prefect import flow
+
+from tasks import reports
+from tasks.flow_runs import seen_task
+from tasks.notification_texts import Severity, of_run
+from tasks.notifying import Notified, notify_task, tell_held_task
+from tasks.periods import run_moment
+
+
+@flow(name="notify", flow_run_name="notify-{kind}", retries=0, persist_result=False)
+def notify(
+    flow_run_id: UUID, kind: Literal["failed", "crashed", "late", "partly", "degraded"], severity: Severity
+) -> Notified | None:
+    """Tell those who want to know of a run, unless they were just told the same.
+
+    A late run that has started by now is not told of. Who that is, and how, stands in TRADEFLOWS_NOTIFY_URLS; a
+    message that does not reach somebody fails this run, of which nobody is told: it is to be seen here.
+
+    Args:
+        flow_run_id: The run to tell of.
+        kind: What became of it.
+        severity: How much it matters: info, warning or critical.
+    """
+    moment = run_moment()
+    run = seen_task(flow_run_id)
+    if kind == "late" and not run.waiting:
+        return None
+    message = of_run(kind, severity, run.flow, run.name, run.message, run.link, run.due)
+    told = notify_task(message.severity.value, message.title, message.text, message.key, moment)
+    names = ", ".join(told.targets) or "nobody"
+    reports.markdown("notify", f"# {message.title}\n\n{told.outcome}: {names}\n\n[The run]({run.link})", message.title)
+    tell_held_task(moment)
+    return told
