@@ -18,9 +18,11 @@ from flows.parameters import Days, End, Horizon, Refresh, Start, Symbols
 from tasks import reports, signals
 from tasks.analysing import Heard, conclude_task, hear_task
 from tasks.analysis_documents import Analysed
+from tasks.llm_notices import tell_of_llm_task
 from tasks.panels import AnalysisRequest, Panel, panel_task
 from tasks.periods import run_moment, span
 from tasks.progress import report
+from tasks.settings import load_settings
 from tasks.technical_analyst import USUAL, Selected, selection
 from trading.errors import DataError, TradeflowsError
 from trading.window import Timeframe
@@ -141,6 +143,8 @@ def analyse(
     heard = _hear(symbols, request, panel, batch_size, moment, outcome)
     if heard:
         outcome.rows = conclude_task(_whole(heard), _whole(panel), moment)
+    if load_settings().llm:
+        tell_of_llm_task(moment)
     return _ended(timeframe, outcome, panel, moment)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
+from prefect import task
+
 from tasks import circuit
 from tasks.documents import Documents
 from tasks.llm_budget import NANO, Budget, day_of, price_of
@@ -17,7 +19,10 @@ from tasks.llm_client import host_of
 from tasks.llm_keys import QUOTA, REFUSED, key_states
 from tasks.llm_setup import circuit_name, missing
 from tasks.notification_texts import Message, Severity
-from tasks.settings import Settings
+from tasks.notifying import notify
+from tasks.retry import NOTIFY, prefect_options
+from tasks.settings import Settings, load_settings
+from tasks.store import configured_store
 
 NEARLY: Final = 0.8
 # a prompt has no more; with it a budget is called used up when the next call will be refused
@@ -101,3 +106,16 @@ def _of_endpoint(documents: Documents, settings: Settings) -> list[Message]:
         return []
     text = f"{host} failed {known.failures} times in a row, the last: {known.reason}"
     return [Message(Severity.WARNING, "LLM endpoint is down", text, f"llm-down-{host}-{day_of(known.since)}")]
+
+
+# --- Prefect tasks -------------------------------------------------------------------------------
+
+
+@task(name="tell-of-the-llm", **prefect_options(NOTIFY))
+def tell_of_llm_task(now: datetime) -> int:
+    """``tell_once`` those who want to know; nothing where the LLM is off."""
+    settings = load_settings()
+    if not settings.llm:
+        return 0
+    with configured_store(settings) as store:
+        return tell_once(store.documents, settings, now, lambda news: notify(store, settings, news, now=now))
