@@ -22,6 +22,9 @@ from trading.errors import ExpectationFailed
 from trading.masks import Screening, screen
 from trading.window import Timeframe, Window
 
+# Great Expectations takes seconds to import and a tenth of one to judge
+pytestmark = pytest.mark.integration
+
 WINDOW = Window("BTCUSDT", Timeframe.H1, datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 5, tzinfo=UTC))
 
 

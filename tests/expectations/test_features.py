@@ -17,6 +17,9 @@ from ml.training import TrainingTable, assemble
 from trading.candles import frame_of
 from trading.errors import ExpectationFailed
 
+# Great Expectations takes seconds to import and a tenth of one to judge
+pytestmark = pytest.mark.integration
+
 # one of each kind of bound; each column costs the suite milliseconds, and the last test has them all
 SET = FeatureSet(
     stochastic=(),

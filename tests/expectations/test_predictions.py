@@ -12,6 +12,9 @@ from expectations.predictions import DISTINCT, LARGEST, TOTAL, judge, row_suite
 from ml.model import Prediction
 from trading.analysis import Signal
 
+# Great Expectations takes seconds to import and a tenth of one to judge
+pytestmark = pytest.mark.integration
+
 NAN = float("nan")
 
 

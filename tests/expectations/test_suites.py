@@ -12,6 +12,9 @@ import pytest
 from expectations.suites import library, per_owner, run, verdict
 from trading.errors import ExpectationFailed
 
+# Great Expectations takes seconds to import and a tenth of one to judge
+pytestmark = pytest.mark.integration
+
 
 def between(column: str, **limits: float) -> object:
     gx, gxe = library()

@@ -169,6 +169,7 @@ def test_model_and_rules_are_heard_and_what_is_stored_leads_back_to_them(run: Ru
     assert sum(stored["analysis"]["weights"].values()) == pytest.approx(1)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("broken", "why"),
     [

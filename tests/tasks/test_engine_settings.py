@@ -96,6 +96,7 @@ def test_a_version_that_nobody_announced_is_announced_by_the_next_reading(store:
     assert [event for event, _ in reading.events] == [CHANGED]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "body",
     [

@@ -20,6 +20,9 @@ from tasks.store import Store, corrections, open_store, read_candles
 from trading.errors import BadWindow, ExpectationFailed, SourcesDisagree, SourceUnavailable, UnknownSymbol
 from trading.window import Timeframe, Window
 
+# Great Expectations takes seconds to import and a tenth of one to judge
+pytestmark = pytest.mark.integration
+
 START, END = datetime(2018, 10, 1, tzinfo=UTC), datetime(2018, 12, 1, tzinfo=UTC)
 HOURS = (END - START) // timedelta(hours=1)
 NOW = datetime(2019, 1, 1, 0, 2, tzinfo=UTC)

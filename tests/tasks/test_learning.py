@@ -33,6 +33,7 @@ def candles(*, volume: float | None = None) -> pd.DataFrame:
     return frame_of(stamps, np.column_stack([open_, high, low, close, traded]))
 
 
+@pytest.mark.integration
 def test_a_feature_out_of_its_bounds_stops_the_training_before_anything_is_fitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -62,6 +63,7 @@ def test_warnings_go_with_what_was_learned() -> None:
     )
 
 
+@pytest.mark.integration
 def test_a_request_that_nothing_could_win_is_refused() -> None:
     for estimators, why in ((("baseline",), "nothing that could win"), (("forest",), "'forest' is not an estimator")):
         with pytest.raises(InvalidRequest, match=why):

@@ -144,6 +144,7 @@ def test_a_quiet_market_needs_nothing(quiet: Store, tmp_path: Path, chosen: Cham
     assert Path(found.picture).stat().st_size > 5_000
 
 
+@pytest.mark.integration
 def test_three_times_the_volatility_is_drift_and_is_told_once(
     wild: Store, tmp_path: Path, chosen: Champion, trained: str
 ) -> None:
