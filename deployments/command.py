@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deployments import (
     backtest_command,
+    backup_command,
     data_command,
     models_command,
     notify_command,
@@ -36,6 +37,8 @@ app.add_typer(backtest_command.backtest, name="backtest")
 app.add_typer(notify_command.notify, name="notify")
 app.add_typer(review_command.reviews, name="review")
 app.command()(notify_command.settings)
+app.command()(backup_command.backup)
+app.command()(backup_command.restore)
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]

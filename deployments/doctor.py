@@ -153,20 +153,21 @@ def writable(home: Path) -> Iterator[Finding]:
         advice = "set TRADEFLOWS_HOME, or --home, to a folder that you can write"
         yield Finding("error", "folder", f"{folder} cannot be written ({error.strerror})", advice)
         return
-    strange = (
-        [path for path in home.rglob("*") if path.stat(follow_symlinks=False).st_uid != os.getuid()]
-        if home.exists()
-        else []
-    )
-    if strange:
-        advice = f"they were made by another user, as with sudo: chown -R {os.getuid()} {home}"
-        yield Finding(
-            "error", "folder", f"{len(strange)} files of {home} belong to others, such as {strange[0]}", advice
-        )
+    strange = next((path for path in home.rglob("*") if _owner(path) != os.getuid()), None)
+    if strange is not None:
+        advice = f"as after sudo; make them yours: chown -R {os.getuid()} {home}"
+        yield Finding("error", "folder", f"files of {home} belong to another user, such as {strange}", advice)
     elif home.exists() and home.stat().st_mode & 0o002:
         yield Finding("warning", "folder", f"everybody may write to {home}", f"chmod o-w {home}")
     else:
         yield Finding("ok", "folder", f"{home} can be written" if home.exists() else f"{home} will be made in {folder}")
+
+
+def _owner(path: Path) -> int:
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:  # gone meanwhile, as files of a running database are
+        return os.getuid()
 
 
 def disk(home: Path) -> Iterator[Finding]:

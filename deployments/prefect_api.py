@@ -64,7 +64,8 @@ class Api:
 @contextmanager
 def connected(url: str, *, timeout: float = 30.0) -> Iterator[Api]:
     """The API at ``url`` (with ``/api``), with the user and password of PREFECT_API_AUTH_STRING where it is set."""
-    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    told = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("PREFECT_SERVER_API_AUTH_STRING", "")
+    user, _, password = told.partition(":")
     auth = httpx.BasicAuth(user, password) if user else None
     # loading the certificates takes longer than asking a server on this machine, which has none
     secure = url.startswith("https:")

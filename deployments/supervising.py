@@ -108,6 +108,8 @@ class Supervisor:
                     raise ConfigurationError(f"{name} ended with code {code}: {self._last_words(name)}")
                 if code == 0 if watch.part.once else watch.part.ready(watch.started):
                     del waiting[name]
+                    if watch.part.once:
+                        watch.process = None
                     self._mark(watch, "done" if watch.part.once else "ready")
                     tell(f"{name:<10}{'done' if watch.part.once else 'ready'} after {time.monotonic() - begun:.1f} s")
                 elif time.monotonic() - begun > READY_SECONDS:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tasks.backtest_plans import Batch, Subject, digest_of
 from tasks.backtest_requests import BASE, HOLD
 from tasks.backtest_runs import BUCKETS, outcome, required
-from tasks.store import Store, get_result, put_result
+from tasks.store import Store, put_result, touch_result
 from trading.backtest.rules import Rules
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def compare(store: Store, comparison: Comparison, now: datetime) -> None:
     Raises:
         StoreError: the store lacks the outcome of a batch.
     """
-    if get_result(store, comparison.key) is not None:
+    if touch_result(store, comparison.key, now):
         return
     by_symbol: dict[str, list[Batch]] = {}
     for batch in comparison.batches:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tasks.backtest_plans import Batch, digest_of
 from tasks.datasets import load
-from tasks.store import Store, get_result, put_result
+from tasks.store import Store, put_result, touch_result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ def prove(
     from trading.backtest.lookahead import CUTS, check_lookahead
 
     key = digest_of(PROOF, *identity)
-    if get_result(store, key) is not None:
+    if touch_result(store, key, now):
         return 0
     compared = check_lookahead(name, decide, candles, bars_needed=bars_needed, cuts=cuts or CUTS)
     put_result(store, key, PROOF, {"strategy": name, "cuts": compared, "candles": len(candles)}, now)

@@ -14,7 +14,7 @@ from tasks.backtest_models import stored_targets
 from tasks.backtest_plans import Batch, Subject
 from tasks.backtest_requests import HOLD, MODELS
 from tasks.datasets import load
-from tasks.store import Store, get_result, put_result
+from tasks.store import Store, get_result, put_result, touch_result
 from trading.calendars import bars_per_year
 from trading.errors import StoreError
 
@@ -50,7 +50,7 @@ def run_batch(store: Store, batch: Batch, now: datetime) -> None:
         DatasetLost: the candles cannot be read back as they were frozen.
         StrategyFailed, InvalidRequest: as ``trading.backtest.sweep.sweep_returns``.
     """
-    if get_result(store, batch.key) is not None:
+    if touch_result(store, batch.key, now):
         return
     from trading.backtest.sweep import sweep_returns
 

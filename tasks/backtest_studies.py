@@ -18,7 +18,7 @@ from tasks.backtest_plans import Subject, digest_of, traded_as
 from tasks.backtest_requests import HOLD, rules_of
 from tasks.backtest_runs import defined, per_year, strategy_of
 from tasks.datasets import load
-from tasks.store import Store, get_result, put_result
+from tasks.store import Store, put_result, touch_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def run_study(store: Store, study: Study, now: datetime) -> None:
     Raises:
         DatasetLost: the candles cannot be read back as they were frozen.
     """
-    if get_result(store, study.key) is not None:
+    if touch_result(store, study.key, now):
         return
     from trading.backtest.bootstrap import LEAST_BARS, intervals
     from trading.backtest.metrics import Trials, bar_returns, summarise
@@ -139,7 +139,7 @@ def run_study(store: Store, study: Study, now: datetime) -> None:
 
 def draw(store: Store, drawing: Drawing, now: datetime) -> None:
     """Draw the curves of one symbol and store the picture; nothing is done where it is stored."""
-    if get_result(store, drawing.key) is not None:
+    if touch_result(store, drawing.key, now):
         return
     import tempfile
     from pathlib import Path

@@ -26,7 +26,7 @@ from tasks.backtest_studies import Drawing, Study, draw, run_study, studies_of
 from tasks.datasets import Dataset
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
-from tasks.store import Store, configured_store, get_result, put_result
+from tasks.store import Store, configured_store, get_result, put_result, touch_result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,7 +86,7 @@ def prepare(
             key, code, (), (), (), (), models.absent, Backtested(**{**stored, "reused": True, "computed": 0})
         )
     batches = plan(wanted, subjects_of(store, client, dataset, request, models, now), request, code)
-    missing = tuple(batch for batch in batches if get_result(store, batch.key) is None)
+    missing = tuple(batch for batch in batches if not touch_result(store, batch.key, now))
     rules = {batch.strategy: batch for batch in reversed(missing) if batch.strategy not in (*MODELS, HOLD)}
     return Prepared(
         key, code, batches, missing, tuple(rules.values()), tuple(comparisons_of(batches, request.seed, code)),

@@ -171,7 +171,8 @@ def before(chunk: Document, rev: int) -> pd.DataFrame:
     if chunk.get("forgotten", 0) > rev:
         raise DatasetLost(
             f"chunk {chunk['_id']} was corrected too often since its revision {rev}: of what was replaced, only the "
-            f"last {UNDO_ENTRIES} changes and {UNDO_BYTES:,} bytes are kept; make a new dataset"
+            f"last {UNDO_ENTRIES} changes and {UNDO_BYTES:,} bytes are kept, for as long as maintenance is told to; "
+            "make a new dataset"
         )
     candles = frame(chunk)
     for entry in reversed(chunk.get("undo", [])):

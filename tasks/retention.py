@@ -20,8 +20,8 @@ LEAST_RESULT_DAYS: Final = 8
 # a file is written anew when this much of it is empty, and this much at least
 EMPTY_SHARE: Final = 0.25
 EMPTY_BYTES: Final = 8_000_000
-# writers wait while a file is written anew: of one this large, for about ten seconds
-LARGEST_VACUUM: Final = 2_000_000_000
+# writers wait while a file is written anew: of one this large, for about six seconds
+LARGEST_VACUUM: Final = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,8 @@ def forgettable(undo: Sequence[Mapping[str, Any]], needed: int | None, cutoff: d
 
 
 def worth_vacuum(pages: int, empty: int, page_size: int) -> bool:
-    """Whether to write an SQLite file anew: enough of it is empty, and it is not so large that writers wait long."""
-    return (
-        empty * page_size >= EMPTY_BYTES
-        and empty >= EMPTY_SHARE * pages
-        and (pages - empty) * page_size <= LARGEST_VACUUM
-    )
+    """Whether so much of an SQLite file is empty that it should be written anew."""
+    return empty * page_size >= EMPTY_BYTES and empty >= EMPTY_SHARE * pages
 
 
 def root_of(run: str, parents: Mapping[str, str | None]) -> str:

@@ -37,19 +37,21 @@ class Promoted:
 
     Attributes:
         roots: runs at the top of the families that must stay.
-        models: ids of logged models.
-        sources: where versions say that their files are.
+        sources: where versions say that their files are; the ids of runs and logged models are in them.
         datasets: digests of what was learned from.
     """
 
     roots: frozenset[str]
-    models: frozenset[str]
     sources: tuple[str, ...]
     datasets: frozenset[str]
 
     def holds(self, run: str, root: str) -> bool:
         """Whether a run must stay."""
-        return root in self.roots or any(run in source for source in self.sources)
+        return root in self.roots or self.names(run)
+
+    def names(self, id: str) -> bool:
+        """Whether a version was registered from the run or logged model of that id."""
+        return any(id in source for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def promoted(client: MlflowClient, store: Store) -> Promoted:
         datasets |= {tags["dataset_digest"]} if "dataset_digest" in tags else set()
     return Promoted(
         frozenset(root_of(run, parents) for run in runs),
-        frozenset(str(version.model_id) for version in versions if getattr(version, "model_id", None)),
-        tuple(str(version.source) for version in versions if version.source),
+        # of the fields, model_id is mostly empty in what a search gives
+        tuple(str(told) for version in versions for told in (version.source, version.model_id) if told),
         frozenset(datasets),
     )
 
@@ -168,7 +170,7 @@ def _gone(
     for model in sorted(tracking._get_deleted_logged_models(older_than=age)):
         hold()
         logged = tracking.get_logged_model(model, allow_deleted=True)
-        if model in stay.models or any(model in source for source in stay.sources):
+        if stay.names(model):
             kept.append(model)
             continue
         models.append(model)
@@ -184,7 +186,7 @@ def _delete(client: MlflowClient, run: str, stay: Promoted) -> None:
     experiment = client.get_run(run).info.experiment_id
     logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run}'")
     for model in logged:
-        if model.model_id not in stay.models:
+        if not stay.names(model.model_id):
             client.delete_logged_model(model.model_id)
     client.delete_run(run)
 

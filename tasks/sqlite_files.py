@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tasks.retention import worth_vacuum
+from tasks.retention import LARGEST_VACUUM, worth_vacuum
 from tasks.settings import Settings
 from trading.errors import StoreUnavailable
 
@@ -39,6 +39,8 @@ def vacuum(path: Path, *, seconds: float = _BUSY_SECONDS) -> str | None:
         )
         if not worth_vacuum(pages, empty, size):
             return None
+        if (pages - empty) * size > LARGEST_VACUUM:
+            return f"{empty * size:,} bytes are empty; it is too large to write anew beside flows, and fills them first"
         try:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -319,6 +319,19 @@ def latest_analyses(store: Store) -> list[Document]:
 def put_result(store: Store, key: str, kind: str, result: dict[str, Any], now: datetime) -> None:
     """Store the answer to a request under the request's digest."""
     store.documents.put(RESULTS, {"_id": key, "kind": kind, "created_at": now, "result": result})
+
+
+def touch_result(store: Store, key: str, now: datetime) -> bool:
+    """Whether an answer is stored; if so it counts as used at ``now``, which keeps it from maintenance."""
+    for _ in range(CONFLICT_ATTEMPTS):
+        found = store.documents.get(RESULTS, key)
+        if found is None:
+            return False
+        if now - max(found["created_at"], found.get("used_at") or found["created_at"]) < timedelta(days=1):
+            return True
+        if store.documents.compare_and_set(RESULTS, {**found, "used_at": now}, found["rev"]):
+            return True
+    raise RevisionConflict(f"the result {key[:12]} was changed by others {CONFLICT_ATTEMPTS} times; try again")
 
 
 def get_result(store: Store, key: str) -> dict[str, Any] | None:

@@ -77,10 +77,40 @@ def now(home: Path) -> StackState:
     return found
 
 
+class Patient(httpx.HTTPTransport):
+    """Asks again on 503, which Prefect answers while its SQLite database is busy."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return wait_for(lambda: None if (answer := self.once(request)).status_code == 503 else answer, 30)
+
+    def once(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        answer.read()
+        return answer
+
+
 @pytest.fixture(scope="module")
 def api(stack: StackState) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.prefect_api, timeout=30) as client:
+    with httpx.Client(base_url=stack.prefect_api, timeout=30, transport=Patient()) as client:
         yield client
+
+
+CYCLE = {
+    "idempotency_key": "first",
+    "parameters": {
+        "groups": [{"symbols": ["SP500", "NASDAQ"], "timeframe": "1d", "days": 7305, "horizon": 5}],
+        "end": "2019-01-01T00:00:00Z",
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs(api: httpx.Client) -> dict[str, str]:
+    """The runs that take long, by deployment, under way while the tests that do not wait for them go on."""
+    return {
+        "ingest": create(api, "ingest", {"idempotency_key": "declared"}),
+        "cycle": create(api, "cycle", CYCLE),
+    }
 
 
 def deployment(api: httpx.Client, name: str) -> dict[str, Any]:
@@ -89,17 +119,8 @@ def deployment(api: httpx.Client, name: str) -> dict[str, Any]:
 
 
 def create(api: httpx.Client, name: str, body: dict[str, Any]) -> str:
-    """Create a run; asks again on 503, which Prefect answers while its SQLite database is busy.
-
-    The idempotency key makes the second asking harmless.
-    """
     path = f"/deployments/{deployment(api, name)['id']}/create_flow_run"
-
-    def created() -> str | None:
-        answer = api.post(path, json=body)
-        return None if answer.status_code == 503 else str(answer.raise_for_status().json()["id"])
-
-    return str(wait_for(created, 30))
+    return str(api.post(path, json=body).raise_for_status().json()["id"])
 
 
 def test_each_flow_is_deployed_with_its_schedules_and_limit(api: httpx.Client) -> None:
@@ -127,41 +148,9 @@ def test_schedules_create_runs(api: httpx.Client) -> None:
     wait_for(scheduled, 60)
 
 
-def test_an_ingest_as_declared_completes_on_the_sandbox_s_running_clock(api: httpx.Client) -> None:
-    run = create(api, "ingest", {"idempotency_key": "declared"})
-    state = wait_for(lambda: ended(api, run), 120)
-    assert state["state_type"] == "COMPLETED", state["state"]["message"]
-
-
 def ended(api: httpx.Client, run: str) -> dict[str, Any] | None:
     state: dict[str, Any] = api.get(f"/flow_runs/{run}").json()
     return state if state["state_type"] in ENDED else None
-
-
-def test_a_run_created_over_rest_is_executed_and_completes(api: httpx.Client, stack: StackState) -> None:
-    body = {
-        "idempotency_key": "first",
-        "parameters": {
-            "groups": [{"symbols": ["SP500", "NASDAQ"], "timeframe": "1d", "days": 7305, "horizon": 5}],
-            "end": "2019-01-01T00:00:00Z",
-        },
-    }
-    run = create(api, "cycle", body)
-    assert create(api, "cycle", body) == run
-
-    state = wait_for(lambda: ended(api, run), 180)
-    assert state["state_type"] == "COMPLETED", state["state"]["message"]
-    # the worker logged to the MLflow server of the stack, and its pages know the champion
-    models = httpx.get(
-        f"{stack.parts['mlflow'].url}/api/2.0/mlflow/registered-models/get", params={"name": "NASDAQ-SP500-1d"}
-    )
-    assert {alias["alias"] for alias in models.json()["registered_model"]["aliases"]} == {"champion", "challenger"}
-    reports = api.post("/artifacts/filter", json={}).json()
-    keys = {report["key"] for report in reports}
-    assert {"ingest-1d", "train-nasdaq-sp500-1d", "analyse-1d", "backtest-1d", "equity-sp500-1d"} <= keys
-    [training] = [report["data"] for report in reports if report["key"] == "train-nasdaq-sp500-1d"]
-    assert f"[MLflow run]({stack.parts['mlflow'].url}/#/experiments/" in training
-    assert "**sample**" in training
 
 
 def test_a_parameter_out_of_bounds_is_refused_by_the_server(api: httpx.Client) -> None:
@@ -252,6 +241,33 @@ def test_a_served_pool_starts_runs_in_forks_that_can_be_cancelled_and_stops_at_o
         assert psutil.wait_procs(family, timeout=10)[1] == []
     finally:
         server.kill()
+
+
+def test_an_ingest_as_declared_completes_on_the_sandbox_s_running_clock(
+    api: httpx.Client, runs: dict[str, str]
+) -> None:
+    state = wait_for(lambda: ended(api, runs["ingest"]), 120)
+    assert state["state_type"] == "COMPLETED", state["state"]["message"]
+
+
+def test_a_run_created_over_rest_is_executed_and_completes(
+    api: httpx.Client, stack: StackState, runs: dict[str, str]
+) -> None:
+    # asked for again, it is the same run
+    assert create(api, "cycle", CYCLE) == runs["cycle"]
+    state = wait_for(lambda: ended(api, runs["cycle"]), 180)
+    assert state["state_type"] == "COMPLETED", state["state"]["message"]
+    # the worker logged to the MLflow server of the stack, and its pages know the champion
+    models = httpx.get(
+        f"{stack.parts['mlflow'].url}/api/2.0/mlflow/registered-models/get", params={"name": "NASDAQ-SP500-1d"}
+    )
+    assert {alias["alias"] for alias in models.json()["registered_model"]["aliases"]} == {"champion", "challenger"}
+    reports = api.post("/artifacts/filter", json={}).json()
+    keys = {report["key"] for report in reports}
+    assert {"ingest-1d", "train-nasdaq-sp500-1d", "analyse-1d", "backtest-1d", "equity-sp500-1d"} <= keys
+    [training] = [report["data"] for report in reports if report["key"] == "train-nasdaq-sp500-1d"]
+    assert f"[MLflow run]({stack.parts['mlflow'].url}/#/experiments/" in training
+    assert "**sample**" in training
 
 
 def test_status_is_readable_in_80_columns_and_a_second_stack_is_refused(stack: StackState) -> None:

@@ -87,6 +87,7 @@ def test_the_key_only_on_demand(settings: Settings, tmp_path: Path) -> None:
         backup(settings, tmp_path / "without.zip", with_key=True)
 
 
+@pytest.mark.integration
 def test_a_backup_of_a_store_in_use_is_of_one_moment(settings: Settings, tmp_path: Path) -> None:
     """Writers write pairs, the second after the first: no backup has a second without its first, nor half a write."""
     done = threading.Event()

@@ -214,6 +214,7 @@ def test_one_at_a_time_and_a_lease_that_was_lost_is_noticed(store: Store) -> Non
     assert not store.documents.acquire(LEASE_NAME, "a third", LEASE, clock[0])
 
 
+@pytest.mark.integration
 def test_a_half_empty_store_is_written_anew_while_it_is_open(store: Store, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for number in range(12):

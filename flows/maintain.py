@@ -1,0 +1,95 @@
+"""Maintain: what is too old goes from the store and from MLflow, half-empty files are written anew, and it is said."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.states import Completed
+from pydantic import Field
+
+from tasks import reports
+from tasks.maintaining import Maintained, maintain_task
+from tasks.periods import run_moment
+from tasks.retention import LEAST_LLM_DAYS, LEAST_RESULT_DAYS, Retention
+
+MOST_DAYS = 36_500
+KeepDays = Annotated[int, Field(ge=1, le=MOST_DAYS)]
+ResultDays = Annotated[int, Field(ge=LEAST_RESULT_DAYS, le=MOST_DAYS)]
+CallDays = Annotated[int, Field(ge=LEAST_LLM_DAYS, le=MOST_DAYS)]
+Newest = Annotated[int, Field(ge=1, le=10_000)]
+
+
+@flow(name="maintain", flow_run_name="maintain", retries=0, persist_result=False)
+def maintain(
+    dry_run: bool = False,
+    results_days: ResultDays = 30,
+    newest_results: Newest = 20,
+    records_days: KeepDays = 1_825,
+    quarantine_days: KeepDays = 180,
+    llm_calls_days: CallDays = 400,
+    notifications_days: KeepDays = 90,
+    datasets_days: KeepDays = 365,
+    corrections_days: KeepDays = 365,
+    runs_days: KeepDays = 30,
+) -> Maintained:
+    """Remove what is too old, and write database files anew that are half empty.
+
+    The ledger, promotions, gaps and candles are never removed, nor the runs, files and datasets of registered
+    models. The run ends Completed, in the state Rehearsed with dry_run. A second run removes nothing more.
+
+    Args:
+        dry_run: Only count what would be removed.
+        results_days: Days that backtests and other answers are kept after they were last used; they can be made again.
+        newest_results: Of each kind of answer, so many are kept, however old.
+        records_days: Days that analyses, settlements, scoreboards, daily costs and released rows are kept.
+        quarantine_days: Days that rows put aside are kept.
+        llm_calls_days: Days that single calls of the LLM are kept; the sums of their months stay.
+        notifications_days: Days that it is kept what people were told.
+        datasets_days: Days that frozen datasets are kept that no registered model was trained on.
+        corrections_days: Days that it is kept what late corrections replaced, where no dataset needs it.
+        runs_days: Days after which failed MLflow runs are deleted, and after as many again gone for good.
+    """
+    retention = Retention(
+        results=results_days,
+        newest_results=newest_results,
+        records=records_days,
+        quarantine=quarantine_days,
+        llm_calls=llm_calls_days,
+        notifications=notifications_days,
+        datasets=datasets_days,
+        corrections=corrections_days,
+        runs=runs_days,
+    )
+    done = maintain_task(retention, run_moment(), dry_run)
+    freed = sum(before - after for before, after in done.files.values())
+    verb = "would be removed" if dry_run else "removed"
+    said = f"{done.removed:,} {verb} ({done.bytes:,} bytes); files are {freed:,} bytes smaller"
+    reports.markdown("maintain", report(done, said), said)
+    if dry_run:
+        # Prefect hands the data to the caller, and shows the name and the message
+        named: Maintained = Completed(name="Rehearsed", message=said, data=done)  # type: ignore[assignment]
+        return named
+    return done
+
+
+def report(done: Maintained, said: str) -> str:
+    """What a person reads of a maintenance."""
+    rows = [
+        {
+            "what": row.what,
+            "removed": f"{row.removed:,}",
+            "bytes": f"{row.bytes:,}",
+            "old but kept": f"{row.kept:,}" if row.kept else "",
+            "remark": row.remark,
+        }
+        for row in done.rows
+        if row.removed or row.kept or row.remark
+    ]
+    files = [
+        {"file": name, "bytes before": f"{before:,}", "bytes after": f"{after:,}"}
+        for name, (before, after) in done.files.items()
+    ]
+    title = "# Maintenance, rehearsed: nothing was changed" if done.dry_run else "# Maintenance"
+    text = [title, said + ".", reports.markdown_table(rows), "## Files", reports.markdown_table(files)]
+    return "\n\n".join([*text, *reports.section("Remarks", done.remarks)])
