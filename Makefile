@@ -1,6 +1,6 @@
 # Each target makes the environment it needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint format bench soak up down lock clean
+.PHONY: help demo test unit lint format bench soak up down status doctor deploy lock clean
 
 BIN := .venv/bin
 
@@ -45,6 +45,15 @@ up: .venv/.installed ## start Prefect, MLflow, a worker and the sandbox exchange
 
 down: ## stop what `make up` started
 	@$(BIN)/tradeflows down
+
+status: .venv/.installed ## what runs, and what ran last
+	@$(BIN)/tradeflows status
+
+doctor: .venv/.installed ## what could be wrong, and what to do
+	@$(BIN)/tradeflows doctor
+
+deploy: .venv/.installed ## make the Prefect server hold what prefect.yaml declares
+	@$(BIN)/tradeflows deploy
 
 lock: .venv/.installed ## renew requirements.lock from pyproject.toml
 	@uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile --universal --generate-hashes --python-version 3.11 \

@@ -86,7 +86,7 @@ def _pools(api: Api, wanted: Sequence[Deployment]) -> Iterator[Change]:
 def _job_template() -> dict[str, Any]:
     """Prefect's template for processes, with the command told.
 
-    Without one a worker first starts a process that finds out which command to start: 3 s of each run.
+    Without one a worker first starts a process that finds out which command to start.
     """
     from prefect.workers.process import ProcessWorker
 

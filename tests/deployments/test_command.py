@@ -91,6 +91,15 @@ def test_an_empty_home_says_how_to_start(tmp_path: Path) -> None:
         "quarantine",
         "models",
         "monitor",
+        "logs",
+        "doctor",
+        "deploy",
+        "serve",
+        "settings",
+        "notify",
+        "review",
+        "backup",
+        "restore",
     ],
 )
 def test_every_word_has_help(name: str) -> None:
