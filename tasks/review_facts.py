@@ -128,7 +128,8 @@ def markets(store: Store, timeframe: Timeframe, now: datetime) -> list[MarketSta
     found = []
     for one in store.documents.find(SERIES):
         symbol, _, of = one["_id"].rpartition("|")
-        if not symbol or of != timeframe.value:
+        # other documents of the collection say what else is known of a series
+        if "data_mode" not in one or of != timeframe.value:
             continue
         candles = read_candles(store, Window(symbol, timeframe, timeframe.floor(end - DAY - USUAL), end))
         state = market_state(symbol, timeframe, candles, end, one["data_mode"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.disabled_strategies import disabled, disablings, lift, mark_told, untold
+from tasks.ledger import set_listed
 from tasks.llm_setup import opened_llm
 from tasks.review_facts import gather, records
 from tasks.reviewing import Critique, Suggested, asking, decide, disable_failing, messages_of, open_proposals, review
@@ -152,6 +153,8 @@ def fill(store: Store) -> None:
     start = NOW - timedelta(hours=hours)
     stamps = int(start.timestamp() * 1000) + 3_600_000 * np.arange(hours)
     write_candles(store, Window("BTCSIM", Timeframe.H1, start, NOW), frame_of(stamps, values), "simulated")
+    # what the ledger notes of a series beside its candles
+    set_listed(store, "BTCSIM", Timeframe.H1, start)
 
 
 def test_the_facts_are_gathered_as_they_were_known(store: Store) -> None:
