@@ -289,7 +289,7 @@ def test_killed_parts_come_again_and_answer(api: httpx.Client, stack: StackState
     wait_for(lambda: now(home).well, 90)
     models = httpx.get(f"{stack.parts['mlflow'].url}/api/2.0/mlflow/registered-models/search")
     assert models.status_code == 200
-    run = create(api, "settings", {"idempotency_key": "after the kill"})
+    run = create(api, "costs", {"idempotency_key": "after the kill"})
     assert wait_for(lambda: ended(api, run), 60)["state_type"] == "COMPLETED"
 
 

@@ -115,7 +115,7 @@ def test_each_kind_of_trouble_is_told_once_and_that_of_the_telling_is_not(
     command("work-pool", "create", POOL, "--type", "process", "--overwrite")
     command("deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml"))
     ours = [one for one in asked("/automations/filter", {}) if one["name"].startswith("tell-of-")]
-    assert len(ours) == 3
+    assert len(ours) == 5
     assert TOKEN not in json.dumps(ours)
     try:
         state = breaks(return_state=True)
