@@ -191,8 +191,10 @@ def simulated(
     strategy: str,
 ) -> BacktestResult:
     """The result of input that was checked before."""
-    equity, cash = np.empty(len(times)), np.empty(len(times))
-    positions = np.empty((len(times), len(symbols)))
+    # one block, which the allocator keeps for the next backtest where it would give back three
+    bars = len(times)
+    block = np.empty((2 + len(symbols)) * bars)
+    equity, cash, positions = block[:bars], block[bars : 2 * bars], block[2 * bars :].reshape(bars, len(symbols))
     terms = inputs.terms_of(rules, bars_per_year)
     trades, fills, written_off = books.simulate(market, orders, terms, equity, cash, positions)
     return BacktestResult(

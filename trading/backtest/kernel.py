@@ -582,7 +582,9 @@ def simulate(
             state[symbol, level] = np.nan
     account = np.zeros(ACCOUNT_WIDTH)
     account[CASH], account[TAKER], account[MAKER], account[DAY] = terms.cash, terms.taker, terms.maker, -1.0
-    trades, fills = np.empty((256 + 2 * symbols, TRADE_WIDTH)), np.empty((512 + 6 * symbols, FILL_WIDTH))
+    # room that most backtests do not outgrow; what is not written to takes no memory
+    room = 256 + bars * symbols // 32
+    trades, fills = np.empty((room + 2 * symbols, TRADE_WIDTH)), np.empty((2 * room + 6 * symbols, FILL_WIDTH))
     traded = np.zeros(bars + 1 if terms.tiers.shape[0] > 0 else 0)
     bar = 0
     while bar < bars:
