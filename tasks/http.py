@@ -197,7 +197,7 @@ def _once(
     status = reply.status_code
     said = f"{where}{path} answered {status}: {_start(body)}"
     if status in {httpx.codes.TOO_MANY_REQUESTS, 418}:
-        raise RateLimited(f"{said}; slow down", _seconds(reply.headers.get("Retry-After")))
+        raise RateLimited(f"{said}; slow down", retry_after(reply.headers.get("Retry-After")))
     if status >= 500:
         raise SourceUnavailable(f"{said}; it will be asked again")
     if status >= 300:
@@ -230,7 +230,7 @@ def _start(body: bytes) -> str:
     return repr(text[:SHOWN] + ("…" if len(text) > SHOWN else ""))
 
 
-def _seconds(header: str | None) -> float | None:
+def retry_after(header: str | None) -> float | None:
     """Retry-After in seconds, given as a number or as a date; None where it is absent or neither."""
     if header is None:
         return None

@@ -6,19 +6,17 @@ the endpoint: some repeat a part of the key in what they say. A key that comes b
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from tasks.addresses import Access, checked_url, checking_peers
+from tasks.http import retry_after
 from trading.errors import ConfigurationError, LlmError, LlmKeyRefused, LlmRateLimited, LlmRefused, LlmUnavailable
 
 if TYPE_CHECKING:
@@ -210,7 +208,7 @@ def masking(keys: Sequence[SecretStr]) -> Callable[[str], str]:
 def _refusal(response: httpx2.Response, host: str, seconds: float) -> LlmError:
     status = response.status_code
     body = _read(response.iter_bytes(), time.monotonic() + seconds, LARGEST_REFUSAL) or b""
-    told = _retry_after(response.headers.get("retry-after"))
+    told = retry_after(response.headers.get("retry-after"))
     if status == 429:
         quota = NO_QUOTA in body
         return LlmRateLimited(f"{host} answered 429" + (": the quota is used up" if quota else ""), told, quota=quota)
@@ -246,20 +244,6 @@ def _tokens(usage: Any) -> tuple[int, int] | None:
     if not (type(prompt) is int and type(completion) is int and 0 <= prompt < 10**9 and 0 <= completion < 10**9):
         return None
     return prompt, completion
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds, given as a number or as a date; None where it is absent or neither."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return None if math.isnan(seconds) else max(seconds, 0.0)
 
 
 def _plain(error: LlmError) -> LlmError:
