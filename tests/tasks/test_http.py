@@ -455,7 +455,7 @@ def test_the_longest_wait_is_still_waited(stub: Any, http_reply: Any) -> None:
 
 @given(st.text(st.characters(max_codepoint=0x7E, min_codepoint=0x20), max_size=40))
 def test_no_header_is_an_error(header: str) -> None:
-    seconds = http._seconds(header)
+    seconds = http.retry_after(header)
     assert seconds is None or seconds >= 0
 
 
