@@ -57,7 +57,7 @@ deploy: .venv/.installed ## make the Prefect server hold what prefect.yaml decla
 
 lock: .venv/.installed ## renew requirements.lock from pyproject.toml
 	@uv=$$(command -v uv || echo .uv/bin/uv); $$uv pip compile --universal --generate-hashes --python-version 3.11 \
-		--no-emit-index-url --no-header --quiet pyproject.toml --group dev -o requirements.lock; \
+		--no-emit-index-url --no-header --quiet pyproject.toml --group dev --extra scale -o requirements.lock; \
 	$$uv pip compile --universal --generate-hashes --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --group bench -c requirements.lock -o requirements-bench.lock
 

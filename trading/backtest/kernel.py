@@ -102,6 +102,18 @@ class Books(NamedTuple):
     fills: np.ndarray
 
 
+class Line(NamedTuple):
+    """Columns of the market, the targets and the results, one row after the other, (n x m,)."""
+
+    highs: np.ndarray
+    lows: np.ndarray
+    closes: np.ndarray
+    targets: np.ndarray
+    equity: np.ndarray
+    cash: np.ndarray
+    positions: np.ndarray
+
+
 # of each symbol
 (
     POSITION, SIZED, BLOCKED, LAST_EXIT, ENTRY_BAR, AVERAGE, STOP, TARGET, TRAIL, PEAK, INSIDE, START, LEVEL,
@@ -112,6 +124,8 @@ STATE_WIDTH = 19
 # of the account
 CASH, TAKER, MAKER, TRADES, FILLS, HELD_SYMBOLS, DAY, DAY_ENTRIES, WRITTEN_OFF, ENDED = range(10)
 ACCOUNT_WIDTH = 10
+
+TOGETHER = 8  # bars that the processor looks at together
 
 # of a trade, see ``engine.BacktestResult.trades``
 (
@@ -586,9 +600,14 @@ def simulate(
     room = 256 + bars * symbols // 32
     trades, fills = np.empty((room + 2 * symbols, TRADE_WIDTH)), np.empty((2 * room + 6 * symbols, FILL_WIDTH))
     traded = np.zeros(bars + 1 if terms.tiers.shape[0] > 0 else 0)
+    line = Line(
+        market.highs.reshape(-1), market.lows.reshape(-1), market.closes.reshape(-1), orders.targets.reshape(-1),
+        equity, cash, positions.reshape(-1),
+    )  # fmt: skip
     bar = 0
     while bar < bars:
-        bar = advance(bar, market, orders, terms, Books(state, account, trades, fills), traded, equity, cash, positions)
+        books = Books(state, account, trades, fills)
+        bar = advance(bar, market, orders, terms, books, traded, equity, cash, positions, line)
         if account[TRADES] + 2 * symbols > trades.shape[0]:
             trades = longer(trades)
         if account[FILLS] + 6 * symbols > fills.shape[0]:
@@ -619,6 +638,7 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
     equity: np.ndarray,
     cash: np.ndarray,
     positions: np.ndarray,
+    line: Line,
 ) -> int:
     """Go on from bar ``first`` to the end, or to the bar for which the books have no room; returns that bar."""
     state, account, trades, fills = books.state, books.account, books.trades, books.fills
@@ -632,7 +652,7 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
     while bar < bars - 1:
         bar += 1
         if hurried:
-            bar = skip_quiet(bar, market, targets, trailing, terms, state, account, equity, cash, positions)
+            bar = skip_quiet(bar, line, trailing, terms, state, account)
             if bar == bars:
                 return bars
         # at most two trades begin and six fills happen per symbol and bar
@@ -729,67 +749,89 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
 
 
 @_flat
-def skip_quiet(  # noqa: PLR0912
-    first: int,
-    market: Market,
-    targets: np.ndarray,
-    trailing: bool,
-    terms: Terms,
-    state: np.ndarray,
-    account: np.ndarray,
-    equity: np.ndarray,
-    cash: np.ndarray,
-    positions: np.ndarray,
-) -> int:
+def skip_quiet(first: int, line: Line, trailing: bool, terms: Terms, state: np.ndarray, account: np.ndarray) -> int:
     """Account for the bars from ``first`` on in which nothing can happen; returns the first in which it may.
 
     The same books as a whole turn of ``advance`` leaves, for one symbol without funding, fee tiers or
     rebalancing, several times as fast: most bars of most backtests are such bars.
     """
     own, money = state[0], account[CASH]
-    position, sized, blocked, level, goal = own[POSITION], own[SIZED], own[BLOCKED], own[LEVEL], own[TARGET]
-    closes, highs, lows = market.closes, market.highs, market.lows
-    bars, shift = closes.shape[0], 0 if terms.same_close else 1
+    position, blocked = own[POSITION], own[BLOCKED]
+    bars, shift = line.closes.shape[0], 0 if terms.same_close else 1
     # the first bar has no decision before it, the last may close what is held
-    bar, end = first, bars - 1 if terms.close_at_end else bars
-    if bar == 0 and shift == 1:
-        return bar
+    end = bars - 1 if terms.close_at_end else bars
     if account[ENDED] != 0.0:
-        for bar in range(first, bars):
-            equity[bar], cash[bar], positions[bar, 0] = 0.0, 0.0, 0.0
+        write_quiet(first, bars, 0.0, 0.0, line)
         return bars
+    if (first == 0 and shift == 1) or first >= end:
+        return first
     if position == 0.0:
-        while bar < end:
-            want = targets[bar - shift, 0]
-            if want != 0.0 and not (blocked != 0.0 and want * blocked > 0.0):
-                break
-            if blocked != 0.0 and want == 0.0:
-                break
-            equity[bar], cash[bar], positions[bar, 0] = money, money, 0.0
-            bar += 1
-        return bar
-    if terms.max_bars > 0:
-        end = min(end, int(own[ENTRY_BAR]) + terms.max_bars)
-    if position < 0.0 and terms.borrow > 0.0:
-        return bar
-    peak, floor = own[PEAK] if trailing else np.nan, terms.maintenance * abs(position)
-    while bar < end:
-        high, low, close = highs[bar, 0], lows[bar, 0], closes[bar, 0]
-        if targets[bar - shift, 0] != sized:
-            break
-        if position > 0.0:
-            if low <= level or high >= goal or high > peak:
-                break
-        elif high >= level or low <= goal or low < peak:
-            break
-        value = money + position * close
-        if value <= floor * close:
-            break
-        equity[bar], cash[bar], positions[bar, 0] = value, money, position
-        bar += 1
-    if bar > first:
-        own[MARK] = closes[bar - 1, 0]
+        bar = quiet_flat(first, end, line.targets[first - shift : end - shift], blocked)
+    else:
+        if position < 0.0 and terms.borrow > 0.0:
+            return first
+        if terms.max_bars > 0:
+            end = max(first, min(end, int(own[ENTRY_BAR]) + terms.max_bars))
+        bar = quiet_held(first, end, line, line.targets[first - shift : end - shift], trailing, terms, own, money)
+        if bar > first:
+            own[MARK] = line.closes[bar - 1]
+    write_quiet(first, bar, money, position, line)
     return bar
+
+
+@_flat
+def quiet_flat(first: int, end: int, targets: np.ndarray, blocked: float) -> int:
+    """The first bar from ``first`` on, ``end`` at the latest, in which a flat account may enter or loses its block."""
+    count = end - first
+    bar = 0
+    while bar < count:
+        want = targets[bar]
+        if (want * blocked <= 0.0) if blocked != 0.0 else (want != 0.0):
+            break
+        bar += 1
+    return first + bar
+
+
+@_flat
+def quiet_held(
+    first: int, end: int, line: Line, targets: np.ndarray, trailing: bool, terms: Terms, own: np.ndarray, money: float
+) -> int:
+    """The first bar from ``first`` on, ``end`` at the latest, in which a held position may change."""
+    position, sized, level, goal = own[POSITION], own[SIZED], own[LEVEL], own[TARGET]
+    peak, floor = own[PEAK] if trailing else np.nan, terms.maintenance * abs(position)
+    highs, lows, closes = line.highs[first:end], line.lows[first:end], line.closes[first:end]
+    bar, count, loud = 0, end - first, 0
+    while bar + TOGETHER <= count:
+        h, l, c, w = highs[bar : bar + TOGETHER], lows[bar : bar + TOGETHER], closes[bar : bar + TOGETHER], targets[bar : bar + TOGETHER]
+        if position > 0.0:
+            for near in range(TOGETHER):
+                loud |= (l[near] <= level) | (h[near] >= goal) | (h[near] > peak) | (w[near] != sized) | (money + position * c[near] <= floor * c[near])
+        else:
+            for near in range(TOGETHER):
+                loud |= (h[near] >= level) | (l[near] <= goal) | (l[near] < peak) | (w[near] != sized) | (money + position * c[near] <= floor * c[near])
+        if loud != 0:
+            break
+        bar += TOGETHER
+    while bar < count:
+        if position > 0.0:
+            loud = (lows[bar] <= level) | (highs[bar] >= goal) | (highs[bar] > peak)
+        else:
+            loud = (highs[bar] >= level) | (lows[bar] <= goal) | (lows[bar] < peak)
+        if loud or targets[bar] != sized or money + position * closes[bar] <= floor * closes[bar]:
+            break
+        bar += 1
+    return first + bar
+
+
+@_flat
+def write_quiet(first: int, end: int, money: float, position: float, line: Line) -> None:
+    """The books of bars in which nothing happens."""
+    closes, equity = line.closes[first:end], line.equity[first:end]
+    cash, positions = line.cash[first:end], line.positions[first:end]
+    for bar in range(end - first):
+        equity[bar] = money + position * closes[bar]
+        cash[bar] = money
+        positions[bar] = position
 
 
 @_compiled
