@@ -420,15 +420,16 @@ def acquire(
         size = whole_lots(terms.volume_share * max(volume, 0.0), terms.lot) if volume > 0.0 else 0.0
         complete = False
     room = terms.gear * equity - gross
-    least = room / (price * (1.0 + terms.gear * rate))
+    own_room = terms.max_symbol * equity - held * references[symbol] if terms.max_symbol < math.inf else math.inf
     tight = size * price * (1.0 + terms.gear * rate) > room * (1.0 + 1e-12)
-    if terms.max_symbol < math.inf:
-        own_room = terms.max_symbol * equity - held * references[symbol]
-        least = min(least, own_room / (price * (1.0 + terms.max_symbol * rate)))
+    if own_room < math.inf:
         tight = tight or size * price * (1.0 + terms.max_symbol * rate) > own_room * (1.0 + 1e-12)
     if tight:
         if not terms.cut:
             return
+        least = room / (price * (1.0 + terms.gear * rate))
+        if own_room < math.inf:
+            least = min(least, own_room / (price * (1.0 + terms.max_symbol * rate)))
         size = whole_lots(max(least, 0.0), terms.lot)
     if not maker:
         price = taken_price(reference, side, max(size, 0.0), volume, terms)
@@ -782,14 +783,10 @@ def skip_quiet(first: int, line: Line, trailing: bool, terms: Terms, state: np.n
 @_flat
 def quiet_flat(first: int, end: int, targets: np.ndarray, blocked: float) -> int:
     """The first bar from ``first`` on, ``end`` at the latest, in which a flat account may enter or loses its block."""
-    count = end - first
-    bar = 0
-    while bar < count:
-        want = targets[bar]
-        if (want * blocked <= 0.0) if blocked != 0.0 else (want != 0.0):
-            break
-        bar += 1
-    return first + bar
+    for bar in range(end - first):
+        if (targets[bar] * blocked <= 0.0) if blocked != 0.0 else (targets[bar] != 0.0):
+            return first + bar
+    return end
 
 
 @_flat
@@ -802,13 +799,16 @@ def quiet_held(
     highs, lows, closes = line.highs[first:end], line.lows[first:end], line.closes[first:end]
     bar, count, loud = 0, end - first, 0
     while bar + TOGETHER <= count:
-        h, l, c, w = highs[bar : bar + TOGETHER], lows[bar : bar + TOGETHER], closes[bar : bar + TOGETHER], targets[bar : bar + TOGETHER]
+        high, low = highs[bar : bar + TOGETHER], lows[bar : bar + TOGETHER]
+        close, want = closes[bar : bar + TOGETHER], targets[bar : bar + TOGETHER]
         if position > 0.0:
             for near in range(TOGETHER):
-                loud |= (l[near] <= level) | (h[near] >= goal) | (h[near] > peak) | (w[near] != sized) | (money + position * c[near] <= floor * c[near])
+                loud |= (low[near] <= level) | (high[near] >= goal) | (high[near] > peak)
         else:
             for near in range(TOGETHER):
-                loud |= (h[near] >= level) | (l[near] <= goal) | (l[near] < peak) | (w[near] != sized) | (money + position * c[near] <= floor * c[near])
+                loud |= (high[near] >= level) | (low[near] <= goal) | (low[near] < peak)
+        for near in range(TOGETHER):
+            loud |= (want[near] != sized) | (money + position * close[near] <= floor * close[near])
         if loud != 0:
             break
         bar += TOGETHER

@@ -22,7 +22,7 @@ def quantile(values: np.ndarray, share: float) -> float:
     is below; where the count says that the sample misled, or too much lies between, all values are parted.
 
     Args:
-        values: float64 (n,), n > 0, none NaN.
+        values: float64 (n,), n > 0, all finite.
         share: from 0 to 1.
     """
     n = len(values)
