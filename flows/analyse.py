@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 from prefect import flow
 from prefect.states import Completed
@@ -14,7 +13,8 @@ from prefect.utilities.annotations import quote
 from pydantic import Field
 
 from flows.ingest import bring_up_to_date
-from flows.parameters import Days, End, Horizon, Refresh, Start, Symbols
+from flows.parameters import Bar, Days, End, Horizon, Refresh, Start, Symbols, form
+from flows.rule_names import RuleNames, RuleParameters
 from tasks import reports, signals
 from tasks.analysing import Heard, conclude_task, hear_task
 from tasks.analysis_documents import Analysed
@@ -34,11 +34,31 @@ SPELLED_OUT = 20
 T = TypeVar("T")
 DEGRADED, PARTLY, FAILED = "Degraded", "Partly", "Failed"
 
-StrategyNames = Annotated[Sequence[str], Field(max_length=50)] | None
-StrategyParameters = dict[str, dict[str, Any]]
-Threshold = Annotated[float, Field(gt=0, lt=1)] | None
-Minutes = Annotated[int, Field(ge=0, le=10_080)] | None
-BatchSize = Annotated[int, Field(ge=1, le=1_000)]
+SettledAfter = Annotated[
+    Horizon, form("Horizon", "Bars after which an analysis is settled, where no model says another number.", 12)
+]
+Threshold = Annotated[
+    Annotated[float, Field(gt=0, lt=1)] | None,
+    form(
+        "Threshold",
+        "A combined score nearer to zero than this is Neutral. Empty: as the engine's settings say, or 0.2.",
+        0.2,
+    ),
+]
+ReuseMinutes = Annotated[
+    Annotated[int, Field(ge=0, le=10_080)] | None,
+    form(
+        "Reuse, minutes",
+        "An analysis with the same inputs that is younger than this is not made again. Empty: as the engine's "
+        "settings say, or 15.",
+        15,
+    ),
+]
+BatchSize = Annotated[
+    int,
+    Field(ge=1, le=1_000),
+    form("Batch size", "Symbols in one task; three tasks are at work at the same time.", 25),
+]
 
 
 @dataclass
@@ -83,16 +103,16 @@ class Outcome:
 )
 def analyse(
     symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
+    timeframe: Bar = Timeframe.H1,
     days: Days = 730,
     start: Start = None,
     end: End = None,
     refresh: Refresh = None,
-    strategies: StrategyNames = None,
-    strategy_parameters: StrategyParameters = {},  # noqa: B006 - Prefect's form shows it; nobody changes it
-    horizon: Horizon = 12,
+    strategies: RuleNames = None,
+    strategy_parameters: RuleParameters = {},  # noqa: B006 - Prefect's form shows it; nobody changes it
+    horizon: SettledAfter = 12,
     threshold: Threshold = None,
-    reuse_minutes: Minutes = None,
+    reuse_minutes: ReuseMinutes = None,
     batch_size: BatchSize = 25,
 ) -> list[Analysed]:
     """Analyse the last finished bar of each symbol.
@@ -104,22 +124,6 @@ def analyse(
     Degraded when somebody was missing, or the candles could not be refreshed; in the state Partly when some
     symbols could not be analysed; Failed when none could. All but the first emit the event
     tradeflows.analysis.degraded; a signal that is another than before emits tradeflows.signal.changed.
-
-    Args:
-        symbols: Symbols as the source spells them, such as BTCUSDT.
-        timeframe: Length of a bar.
-        days: How many days to look back where no start is given.
-        start: Open time of the first bar (UTC). Empty: so many days back.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
-        strategies: Strategies that may speak as the technical analyst, on these bars and (for 1h) on those of 4h.
-            Empty: those that the engine's settings select; rsi, macd, volume and bollinger where there is no engine.
-        strategy_parameters: Parameters by strategy, such as rsi with period 9, instead of the engine's.
-        horizon: Bars after which an analysis is settled, where no model says another number.
-        threshold: A combined score nearer to zero than this is Neutral. Empty: as the engine's settings say, or 0.2.
-        reuse_minutes: An analysis with the same inputs that is younger than this is not made again. Empty: as the
-            engine's settings say, or 15.
-        batch_size: Symbols in one task; three tasks are at work at the same time.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
@@ -148,7 +152,7 @@ def analyse(
     return _ended(timeframe, outcome, panel, moment)
 
 
-def _selected(strategies: StrategyNames, parameters: StrategyParameters) -> tuple[Selected, ...] | None:
+def _selected(strategies: RuleNames, parameters: RuleParameters) -> tuple[Selected, ...] | None:
     if strategies is None and not parameters:
         return None
     return selection(USUAL if strategies is None else strategies, parameters)

@@ -25,7 +25,21 @@ from flows.backtest_rules import (
     SizingRules,
 )
 from flows.ingest import bring_up_to_date
-from flows.parameters import Cash, Days, End, FeeRate, Refresh, Seed, SlippageRate, Start, Symbols
+from flows.parameters import (
+    LARGEST_CASH,
+    NAME,
+    Bar,
+    Days,
+    End,
+    FeeRate,
+    Refresh,
+    Seed,
+    SlippageRate,
+    Start,
+    Symbols,
+    form,
+)
+from flows.rule_names import NAMES, StrategyText
 from tasks import backtesting, reports, wide
 from tasks.backtest_requests import MOST_SETS, USUAL, BacktestRequest, candidates
 from tasks.backtesting import Backtested
@@ -36,16 +50,59 @@ from tasks.training import select_task
 from trading.backtest.rules import Rules
 from trading.window import Timeframe
 
-Strategies = Annotated[Sequence[str], Field(min_length=1, max_length=200)]
-Grids = dict[str, dict[str, list[bool | int | float]]]
-MostSets = Annotated[int, Field(ge=1, le=100_000)]
-CostFactors = Annotated[Sequence[Annotated[float, Field(ge=0, le=100)]], Field(max_length=20)]
+Cash = Annotated[
+    float,
+    Field(gt=0, le=LARGEST_CASH),
+    form("Cash", "Starting cash of each strategy in the quote currency.", 10_000.0),
+]
+Strategies = Annotated[
+    Sequence[StrategyText],
+    Field(min_length=1, max_length=200),
+    form(
+        "Strategies",
+        "Rules such as rsi or sma_cross(fast=10, slow=30), champion, or walk_forward.",
+        ["champion", "rsi", "sma_cross(fast=10, slow=30)"],
+    ),
+]
+Sweep = Annotated[bool, form("Sweep", "Try the grid of every rule that is given without parameters.")]
+Value = bool | int | float
+Grids = Annotated[
+    dict[
+        str,
+        Annotated[
+            dict[str, Annotated[list[Value], Field(max_length=1_000)]],
+            Field(max_length=50, json_schema_extra={"propertyNames": {"pattern": NAME}}),
+        ],
+    ],
+    Field(max_length=50),
+    form(
+        "Grids",
+        "Values to try by rule and parameter, instead of the rule's own grid.",
+        {"rsi": {"period": [7, 14, 21]}},
+        propertyNames={"enum": [*NAMES]},
+    ),
+]
+MostSets = Annotated[
+    int, Field(ge=1, le=100_000), form("Most sets", "How many parameter sets one rule may have.", 2_000)
+]
+CostFactors = Annotated[
+    Sequence[Annotated[float, Field(ge=0, le=100)]],
+    Field(max_length=20),
+    form("Cost factors", "Multiples of all costs to trade at as well, such as 2.", [2.0]),
+]
+Costs = Annotated[FurtherCosts, form("Further costs", "Further costs, beside fee and slippage.")]
+Sizing = Annotated[SizingRules, form("Sizing", "How much a position is.")]
+Protection = Annotated[ProtectionRules, form("Protection", "Stops, targets and the like.")]
+Limits = Annotated[LimitRules, form("Limits", "What is not allowed.")]
+Execution = Annotated[ExecutionRules, form("Execution", "How orders are filled.")]
+WalkForward = Annotated[Model, form("Model", "What walk_forward is.")]
+BootstrapSeed = Annotated[Seed, form("Seed", "Seed of the bootstraps.", 0)]
 
 
 @flow(name="backtest", flow_run_name="backtest-{timeframe}", retries=0, persist_result=False)
 def backtest(
     symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
+    timeframe: Bar = Timeframe.H1,
     days: Days = 730,
     start: Start = None,
     end: End = None,
@@ -54,45 +111,22 @@ def backtest(
     slippage_rate: SlippageRate = 0.0005,
     cash: Cash = 10_000.0,
     strategies: Strategies = USUAL,
-    sweep: bool = False,
+    sweep: Sweep = False,
     grids: Grids = {},  # noqa: B006 - Prefect's form shows it; nobody changes it
     most_sets: MostSets = MOST_SETS,
     cost_factors: CostFactors = (),
-    costs: FurtherCosts = NO_FURTHER_COSTS,
-    sizing: SizingRules = USUAL_SIZING,
-    protection: ProtectionRules = NO_PROTECTION,
-    limits: LimitRules = NO_LIMITS,
-    execution: ExecutionRules = USUAL_EXECUTION,
-    model: Model = USUAL_MODEL,
-    seed: Seed = 0,
+    costs: Costs = NO_FURTHER_COSTS,
+    sizing: Sizing = USUAL_SIZING,
+    protection: Protection = NO_PROTECTION,
+    limits: Limits = NO_LIMITS,
+    execution: Execution = USUAL_EXECUTION,
+    model: WalkForward = USUAL_MODEL,
+    seed: BootstrapSeed = 0,
 ) -> Backtested:
     """Decide on the close, fill on the next open, pay all costs, compare with buy-and-hold.
 
     The champion trades only bars that it was not trained on. A strategy that looks ahead is refused. An
     identical request returns its stored result, and what requests have in common is run once.
-
-    Args:
-        symbols: Symbols as the source spells them, such as BTCUSDT.
-        timeframe: Length of a bar.
-        days: How many days to look back where no start is given.
-        start: Open time of the first bar (UTC). Empty: so many days back.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
-        fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
-        slippage_rate: Slippage per side as a share of the price.
-        cash: Starting cash of each strategy in the quote currency.
-        strategies: Rules such as rsi or sma_cross(fast=10, slow=30), champion, or walk_forward.
-        sweep: Try the grid of every rule that is given without parameters.
-        grids: Values to try by rule and parameter, instead of the rule's own grid.
-        most_sets: How many parameter sets one rule may have.
-        cost_factors: Multiples of all costs to trade at as well, such as 2.
-        costs: Further costs, beside fee and slippage.
-        sizing: How much a position is.
-        protection: Stops, targets and the like.
-        limits: What is not allowed.
-        execution: How orders are filled.
-        model: What walk_forward is.
-        seed: Seed of the bootstraps.
     """
     moment = run_moment()
     request = BacktestRequest(

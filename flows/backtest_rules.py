@@ -7,45 +7,64 @@ out, and so is funding, of which the store holds no rates.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.parameters import (
+    LARGEST_CASH,
+    BuyThreshold,
+    EstimatorName,
+    Folds,
+    Horizon,
+    RollingDays,
+    Seed,
+    SellThreshold,
+    form,
+)
 from tasks.backtest_requests import WalkForwardModel
 from trading.backtest import rules
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+# shares that may well be above 1: no more than a slip of the decimal point is kept out
+Positive = Annotated[float, Field(gt=0, le=1_000)]
+NotNegative = Annotated[float, Field(ge=0, le=1_000)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST_CASH)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+def _title(name: str, _: Any) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 class Group(BaseModel):
     """A group of parameters; an unknown one is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=_title)
 
 
 class Tier(Group):
     """The fees once so much was traded in 30 days."""
 
-    traded: NotNegative
-    maker: Share
-    taker: Share
+    traded: Amount = Field(description="In 30 days, in the quote currency, from which these fees hold.")
+    maker: Share = Field(description="Fee of limit entries and take profits, as a share.")
+    taker: Share = Field(description="Fee of all other fills, as a share.")
 
 
 class FurtherCosts(Group):
     """What trading costs, beside the fee and the slippage."""
 
     maker_rate: Share | None = Field(
-        default=None, description="fee of limit entries and take profits; empty: the fee rate"
+        default=None, description="Fee of limit entries and take profits; empty: the fee rate."
     )
-    tiers: tuple[Tier, ...] = Field(default=(), description="fees by what was traded in 30 days, rising")
-    spread: Share = Field(default=0.0, description="bid-ask spread; an order at the market pays half of it")
+    tiers: tuple[Tier, ...] = Field(
+        default=(), max_length=50, description="Fees by what was traded in 30 days, rising."
+    )
+    spread: Share = Field(default=0.0, description="Bid-ask spread; an order at the market pays half of it.")
     impact: Share = Field(
-        default=0.0, description="by which a fill of the bar's whole volume is worse (volume share model)"
+        default=0.0, description="By which a fill of the bar's whole volume is worse (volume share model)."
     )
-    borrow_rate: Share = Field(default=0.0, description="of a short position's notional, per year")
+    borrow_rate: Share = Field(default=0.0, description="Of a short position's notional, per year.")
 
     def costs(self, fee_rate: float, slippage_rate: float) -> rules.Costs:
         """All costs."""
@@ -59,23 +78,27 @@ class SizingRules(Group):
     """How much a position is: by units, risk or volatility where one is set, else by the fraction of the equity."""
 
     fraction: Positive = Field(
-        default=1.0, description="of the equity, fee included; caps the sizes by risk and volatility"
+        default=1.0, description="Of the equity, fee included; caps the sizes by risk and volatility."
     )
-    units: NotNegative = Field(default=0.0, description="of the base asset")
-    risk: Share = Field(default=0.0, description="of the equity that is lost between entry and stop; needs a stop")
-    volatility: NotNegative = Field(default=0.0, description="annual, that a position should have")
-    volatility_bars: Annotated[int, Field(ge=2)] = Field(default=100, description="over which volatility is measured")
-    kelly: NotNegative = Field(default=0.0, description="times the Kelly fraction of the trades so far, at most")
-    kelly_trades: Annotated[int, Field(ge=1)] = Field(default=30, description="closed trades before that cap holds")
-    kelly_floor: NotNegative = Field(default=0.0, description="share of the equity that the cap never goes below")
-    lot: NotNegative = Field(default=0.0, description="sizes are whole multiples of it; 0: any size")
-    min_notional: NotNegative = Field(default=0.0, description="nothing worth less is traded")
-    max_volume_share: Positive | None = Field(default=None, description="of the bar's volume that an entry may take")
-    leverage: Positive = Field(default=1.0, description="times the equity that positions may be worth")
+    units: Amount = Field(default=0.0, description="Of the base asset.")
+    risk: Share = Field(default=0.0, description="Of the equity that is lost between entry and stop; needs a stop.")
+    volatility: NotNegative = Field(default=0.0, description="Annual, that a position should have.")
+    volatility_bars: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        default=100, description="Over which volatility is measured."
+    )
+    kelly: NotNegative = Field(default=0.0, description="Times the Kelly fraction of the trades so far, at most.")
+    kelly_trades: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=30, description="Closed trades before that cap holds."
+    )
+    kelly_floor: NotNegative = Field(default=0.0, description="Share of the equity that the cap never goes below.")
+    lot: Amount = Field(default=0.0, description="Sizes are whole multiples of it; 0: any size.")
+    min_notional: Amount = Field(default=0.0, description="Nothing worth less is traded.")
+    max_volume_share: Positive | None = Field(default=None, description="Of the bar's volume that an entry may take.")
+    leverage: Positive = Field(default=1.0, description="Times the equity that positions may be worth.")
     rebalance: Positive | None = Field(
-        default=None, description="bring a position back once it is off by this share of it"
+        default=None, description="Bring a position back once it is off by this share of it."
     )
-    short_of_cash: Literal["skip", "cut"] = Field(default="skip", description="leave out what does not fit, or cut it")
+    short_of_cash: Literal["skip", "cut"] = Field(default="skip", description="Leave out what does not fit, or cut it.")
 
     def sizing(self) -> rules.Sizing:
         """The same for the engine."""
@@ -86,11 +109,11 @@ class SizingRules(Group):
 class ProtectionRules(Group):
     """When a position ends without a decision: shares of the entry price, 0 for none."""
 
-    stop_loss: Share = Field(default=0.0, description="distance from the entry price")
-    take_profit: NotNegative = Field(default=0.0, description="distance from the entry price")
-    trailing_stop: Share = Field(default=0.0, description="distance from the best price since the entry")
-    max_bars: Count = Field(default=0, description="bars after which a position is closed; 0: none")
-    reenter: bool = Field(default=False, description="enter the same side again while the strategy stays on it")
+    stop_loss: Share = Field(default=0.0, description="Distance from the entry price.")
+    take_profit: NotNegative = Field(default=0.0, description="Distance from the entry price.")
+    trailing_stop: Share = Field(default=0.0, description="Distance from the best price since the entry.")
+    max_bars: Count = Field(default=0, description="Bars after which a position is closed; 0: none.")
+    reenter: bool = Field(default=False, description="Enter the same side again while the strategy stays on it.")
 
     def protection(self) -> rules.Protection:
         """The same for the engine."""
@@ -100,11 +123,11 @@ class ProtectionRules(Group):
 class LimitRules(Group):
     """What is not allowed, whatever the strategy wants; 0 or empty for no limit."""
 
-    cooldown_bars: Count = Field(default=0, description="bars of rest after an exit")
-    max_trades_per_day: Count = Field(default=0, description="entries per UTC day")
-    max_positions: Count = Field(default=0, description="symbols held at once")
-    max_exposure: Positive | None = Field(default=None, description="all positions, as a share of the equity")
-    max_symbol: Positive | None = Field(default=None, description="one position, as a share of the equity")
+    cooldown_bars: Count = Field(default=0, description="Bars of rest after an exit.")
+    max_trades_per_day: Count = Field(default=0, description="Entries per UTC day.")
+    max_positions: Count = Field(default=0, description="Symbols held at once.")
+    max_exposure: Positive | None = Field(default=None, description="All positions, as a share of the equity.")
+    max_symbol: Positive | None = Field(default=None, description="One position, as a share of the equity.")
 
     def limits(self) -> rules.Limits:
         """The same for the engine."""
@@ -116,11 +139,11 @@ class ExecutionRules(Group):
     """How orders are filled."""
 
     fill: Literal["next open", "same close"] = Field(
-        default="next open", description="decided on the close, filled then"
+        default="next open", description="When an order is filled that was decided on the close."
     )
-    limit_needs_cross: bool = Field(default=False, description="a limit fills only where the price trades through it")
-    maintenance: Share = Field(default=0.0, description="equity over notional at which a position is liquidated")
-    close_at_end: bool = Field(default=False, description="close what is held at the last close, with costs")
+    limit_needs_cross: bool = Field(default=False, description="A limit fills only where the price trades through it.")
+    maintenance: Share = Field(default=0.0, description="Equity over notional at which a position is liquidated.")
+    close_at_end: bool = Field(default=False, description="Close what is held at the last close, with costs.")
 
     def execution(self) -> rules.Execution:
         """The same for the engine."""
@@ -130,15 +153,13 @@ class ExecutionRules(Group):
 class Model(Group):
     """The model of the strategy walk_forward: trained anew for each fold, on bars before it only."""
 
-    estimator: Literal["logistic", "boosting", "lightgbm"] = "lightgbm"
-    horizon: Annotated[int, Field(ge=1, le=1_000)] = Field(default=12, description="bars that a signal is held for")
-    folds: Annotated[int, Field(ge=2, le=20)] = 4
-    buy_threshold: Share = Field(default=0.005, description="forward return above which a bar is labelled Long")
-    sell_threshold: Annotated[float, Field(gt=-1, le=0)] = Field(default=-0.005, description="and below which Short")
-    rolling_days: Annotated[int, Field(ge=1, le=20_000)] | None = Field(
-        default=None, description="empty: all of the past"
-    )
-    seed: Count = 7
+    estimator: Annotated[EstimatorName, form("Estimator", "What is trained.", "lightgbm")] = "lightgbm"
+    horizon: Annotated[Horizon, form("Horizon", "Bars that a signal is held for.", 12)] = 12
+    folds: Folds = 4
+    buy_threshold: BuyThreshold = 0.005
+    sell_threshold: SellThreshold = -0.005
+    rolling_days: RollingDays = None
+    seed: Seed = 7
 
     def model(self) -> WalkForwardModel:
         """The same for the tasks."""

@@ -9,11 +9,15 @@ from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.parameters import DATE, form
 from tasks import reports
 from tasks.llm_costs import NOTHING, Costs, costs_task, default_day, report
 from tasks.periods import run_moment
 
-Day = Annotated[date | None, Field()]
+Day = Annotated[
+    Annotated[date, Field(json_schema_extra={"pattern": DATE})] | None,
+    form("Day", "UTC day. Empty: the last one that was over when the run is due.", "2026-11-21"),
+]
 
 
 @flow(name="costs", flow_run_name="costs", retries=0, persist_result=False)
@@ -22,9 +26,6 @@ def costs(day: Day = None) -> Costs:
 
     Calls that nobody settled are booked at their worst case first. The run ends Completed, in the state
     Nothing where no call was made. Running it again replaces the day's report and changes nothing else.
-
-    Args:
-        day: UTC day, such as 2026-11-21. Empty: the last one that was over when the run is due.
     """
     moment = run_moment()
     found = costs_task(day.isoformat() if day is not None else default_day(moment), moment)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.analyse import analyse
 from flows.backtest import backtest
 from flows.ingest import IngestResult, ingest
-from flows.parameters import Days, End, Folds, Horizon, Seed, SourceName, Symbols
+from flows.parameters import Bar, Days, End, Folds, Horizon, Seed, Source, Symbols, form
 from flows.train import train
 from tasks.analysis_documents import Analysed
 from tasks.backtesting import Backtested
@@ -26,12 +26,16 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     symbols: Symbols
-    timeframe: Timeframe = Timeframe.H1
+    timeframe: Bar = Timeframe.H1
     days: Days = 730
     horizon: Horizon = 12
 
 
-Groups = Annotated[list[Group], Field(min_length=1)]
+Groups = Annotated[
+    list[Group],
+    Field(min_length=1, max_length=100),
+    form("Groups", "Symbols that share a timeframe and are learned together. Each is ingested, trained and tested."),
+]
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,12 @@ class Cycled:
 @flow(name="cycle", flow_run_name="cycle", retries=0, persist_result=False)
 def cycle(
     groups: Groups,
-    source: SourceName = "exchange",
+    source: Source = "exchange",
     end: End = None,
     folds: Folds = 4,
     seed: Seed = 7,
 ) -> list[Cycled]:
-    """Run the main job for each group; the first failure ends the cycle Failed.
-
-    Args:
-        groups: Symbols that share a timeframe and are learned together. Each is ingested, trained and tested.
-        source: Where candles come from: exchange (Binance-style REST), engine (its chart API) or files.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        folds: Folds of the purged walk-forward.
-        seed: Seed of everything that draws.
-    """
+    """Run the main job for each group; the first failure ends the cycle Failed."""
     moment = end or run_moment()
     done = []
     for group in groups:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
-from flows.parameters import Compare, Days, Derive, End, Fallback, Recheck, Repair, SourceName, Start, Symbols
-from tasks import reports
+from flows.parameters import Bar, Days, End, Source, SourceName, Start, Symbols, form
+from tasks import events, reports
 from tasks.collecting import Wanted
 from tasks.ingestion import Failure, Holding, Outcome, Plan, batches, holdings_task, ingest_task, plan_task
 from tasks.periods import run_moment, span
@@ -23,6 +26,24 @@ from trading.window import Timeframe
 PATIENCE_BARS = 3
 # batches at the same time: one is fetched while the other is judged and written
 AT_ONCE = 2
+
+Fallback = Annotated[
+    Sequence[SourceName],
+    Field(max_length=3),
+    form("Fall back to", "Sources to ask, in this order, where the first does not answer.", ["mirror"]),
+]
+Compare = Annotated[SourceName | None, form("Compare with", "A source whose prices must agree. Empty: none.", "mirror")]
+Recheck = Annotated[
+    int,
+    Field(ge=0, le=1_000_000),
+    form("Ask again", "How many of the newest bars to ask for again, to find late corrections.", 48),
+]
+Repair = Annotated[bool, form("Repair gaps", "Ask again for the bars of confirmed gaps.")]
+Derive = Annotated[
+    Sequence[Timeframe],
+    Field(max_length=11),
+    form("Derive", "Coarser timeframes to make of these candles, held to the source's own.", ["4h", "1d"]),
+]
 
 
 @dataclass(frozen=True)
@@ -55,8 +76,8 @@ class IngestResult:
 )
 def ingest(
     symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
-    source: SourceName = "exchange",
+    timeframe: Bar = Timeframe.H1,
+    source: Source = "exchange",
     days: Days = 730,
     start: Start = None,
     end: End = None,
@@ -70,26 +91,18 @@ def ingest(
 
     Only windows that the ledger has not approved are fetched, so a second run finds nothing to do. A
     window that fails does not stop the others; the run then ends Failed, with every error in its report.
-
-    Args:
-        symbols: Symbols as the source spells them, such as BTCUSDT.
-        timeframe: Length of a bar.
-        source: Where candles come from: exchange or mirror (Binance-style REST), engine (its chart API) or files.
-        days: How many days to look back where no start is given.
-        start: Open time of the first bar (UTC). Empty: so many days back.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        fallback: Sources to ask, in this order, where the first does not answer.
-        compare: A source whose prices must agree. Empty: none.
-        recheck: How many of the newest bars to ask for again, to find late corrections.
-        repair: Ask again for the bars of confirmed gaps.
-        derive: Coarser timeframes to make of these candles, held to the source's own.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
-    return bring_up_to_date(
+    result = bring_up_to_date(
         symbols, timeframe, source, first, last, moment,
         fallback=fallback, compare=compare, recheck=recheck, repair=repair, derive=derive,
     )  # fmt: skip
+    # old candles are nothing to analyse now
+    if end is None and (fresh := [row for row in result.rows if row["added"] and row["timeframe"] == timeframe.value]):
+        names, modes = [str(row["symbol"]) for row in fresh], {str(row["data"]) for row in fresh}
+        events.candles_ingested(names, timeframe.value, ", ".join(sorted(modes)), last.isoformat())
+    return result
 
 
 def bring_up_to_date(

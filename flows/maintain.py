@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.parameters import form
 from tasks import reports
 from tasks.maintaining import Maintained, maintain_task
 from tasks.periods import run_moment
@@ -15,40 +16,70 @@ from tasks.retention import LEAST_LLM_DAYS, LEAST_RESULT_DAYS, Retention
 
 MOST_DAYS = 36_500
 KeepDays = Annotated[int, Field(ge=1, le=MOST_DAYS)]
-ResultDays = Annotated[int, Field(ge=LEAST_RESULT_DAYS, le=MOST_DAYS)]
-CallDays = Annotated[int, Field(ge=LEAST_LLM_DAYS, le=MOST_DAYS)]
-Newest = Annotated[int, Field(ge=1, le=10_000)]
+
+DryRun = Annotated[bool, form("Rehearse", "Only count what would be removed.")]
+Results = Annotated[
+    int,
+    Field(ge=LEAST_RESULT_DAYS, le=MOST_DAYS),
+    form(
+        "Answers, days",
+        "Days that backtests and other answers are kept after they were last used; they can be made again.",
+        30,
+    ),
+]
+Newest = Annotated[
+    int, Field(ge=1, le=10_000), form("Newest answers", "Of each kind of answer, so many are kept, however old.", 20)
+]
+Records = Annotated[
+    KeepDays,
+    form(
+        "Records, days",
+        "Days that analyses, settlements, scoreboards, daily costs and released rows are kept.",
+        1_825,
+    ),
+]
+Quarantine = Annotated[KeepDays, form("Quarantine, days", "Days that rows put aside are kept.", 180)]
+Calls = Annotated[
+    int,
+    Field(ge=LEAST_LLM_DAYS, le=MOST_DAYS),
+    form("LLM calls, days", "Days that single calls of the LLM are kept; the sums of their months stay.", 400),
+]
+Notifications = Annotated[KeepDays, form("Notifications, days", "Days that it is kept what people were told.", 90)]
+Datasets = Annotated[
+    KeepDays,
+    form("Datasets, days", "Days that frozen datasets are kept that no registered model was trained on.", 365),
+]
+Corrections = Annotated[
+    KeepDays,
+    form("Corrections, days", "Days that it is kept what late corrections replaced, where no dataset needs it.", 365),
+]
+Runs = Annotated[
+    KeepDays,
+    form(
+        "Failed runs, days",
+        "Days after which failed MLflow runs are deleted, and after as many again gone for good.",
+        30,
+    ),
+]
 
 
 @flow(name="maintain", flow_run_name="maintain", retries=0, persist_result=False)
 def maintain(
-    dry_run: bool = False,
-    results_days: ResultDays = 30,
+    dry_run: DryRun = False,
+    results_days: Results = 30,
     newest_results: Newest = 20,
-    records_days: KeepDays = 1_825,
-    quarantine_days: KeepDays = 180,
-    llm_calls_days: CallDays = 400,
-    notifications_days: KeepDays = 90,
-    datasets_days: KeepDays = 365,
-    corrections_days: KeepDays = 365,
-    runs_days: KeepDays = 30,
+    records_days: Records = 1_825,
+    quarantine_days: Quarantine = 180,
+    llm_calls_days: Calls = 400,
+    notifications_days: Notifications = 90,
+    datasets_days: Datasets = 365,
+    corrections_days: Corrections = 365,
+    runs_days: Runs = 30,
 ) -> Maintained:
     """Remove what is too old, and write database files anew that are half empty.
 
     The ledger, promotions, gaps and candles are never removed, nor the runs, files and datasets of registered
     models. The run ends Completed, in the state Rehearsed with dry_run. A second run removes nothing more.
-
-    Args:
-        dry_run: Only count what would be removed.
-        results_days: Days that backtests and other answers are kept after they were last used; they can be made again.
-        newest_results: Of each kind of answer, so many are kept, however old.
-        records_days: Days that analyses, settlements, scoreboards, daily costs and released rows are kept.
-        quarantine_days: Days that rows put aside are kept.
-        llm_calls_days: Days that single calls of the LLM are kept; the sums of their months stay.
-        notifications_days: Days that it is kept what people were told.
-        datasets_days: Days that frozen datasets are kept that no registered model was trained on.
-        corrections_days: Days that it is kept what late corrections replaced, where no dataset needs it.
-        runs_days: Days after which failed MLflow runs are deleted, and after as many again gone for good.
     """
     retention = Retention(
         results=results_days,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from prefect.states import Completed
+from pydantic import Field
 
 from flows.ingest import bring_up_to_date
-from flows.parameters import Days, End, HitRateDrop, Level, PsiThreshold, Refresh, Start, Symbols
+from flows.parameters import Bar, Days, End, Refresh, Start, Symbols, form
 from ml.monitoring import DRIFTED, STABLE, UNKNOWN, DriftRule
 from tasks import reports
 from tasks.monitoring import Monitored, monitor_task
@@ -19,17 +21,38 @@ HEADINGS = {STABLE: "Nothing to do", DRIFTED: "Train again", UNKNOWN: "Too littl
 # columns of the report beside those that are unusual
 SHOWN = 12
 
+PsiModerate = Annotated[
+    float,
+    Field(gt=0, le=10),
+    form("Moderate shift", "Population stability index above which an unusual shift is called moderate.", 0.1),
+]
+PsiLarge = Annotated[
+    float,
+    Field(gt=0, le=10),
+    form("Large shift", "Population stability index above which an unusual shift is drift.", 0.25),
+]
+Level = Annotated[
+    float,
+    Field(gt=0, lt=1),
+    form("Level", "How often the test of the hit rate may be wrong about a model that is as good as it was.", 0.01),
+]
+HitRateDrop = Annotated[
+    float,
+    Field(gt=0, lt=1),
+    form("Drop", "Drop of the hit rate, 0.1 for ten points, that the test's power is stated for.", 0.1),
+]
+
 
 @flow(name="monitor", flow_run_name="monitor-{timeframe}", retries=0, persist_result=False)
 def monitor(
     symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
+    timeframe: Bar = Timeframe.H1,
     days: Days = 30,
     start: Start = None,
     end: End = None,
     refresh: Refresh = None,
-    psi_moderate: PsiThreshold = 0.1,
-    psi_large: PsiThreshold = 0.25,
+    psi_moderate: PsiModerate = 0.1,
+    psi_large: PsiLarge = 0.25,
     level: Level = 0.01,
     hit_rate_drop: HitRateDrop = 0.1,
 ) -> Monitored:
@@ -39,18 +62,6 @@ def monitor(
     again (the event tradeflows.model.drifted then starts the train deployment, whose gate decides about
     the new model), and in the state Unknown when there is no champion, no reference or too little to say.
     A second run over the same bars gives the same answer and starts nothing.
-
-    Args:
-        symbols: Symbols as the source spells them, such as BTCUSDT.
-        timeframe: Length of a bar.
-        days: How many days to look back where no start is given.
-        start: Open time of the first bar (UTC). Empty: so many days back.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
-        psi_moderate: Population stability index above which an unusual shift is called moderate.
-        psi_large: Population stability index above which an unusual shift is drift.
-        level: How often the test of the hit rate may be wrong about a model that is as good as it was.
-        hit_rate_drop: Drop of the hit rate, 0.1 for ten points, that the test's power is stated for.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

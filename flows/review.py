@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.parameters import Days
+from flows.parameters import NAME, Bar, Days, form
 from tasks import reports
 from tasks.disabled_strategies import Disabled
 from tasks.notification_texts import Message, of_disabled, of_review
@@ -20,42 +20,52 @@ from tasks.reviewing import Reviewed, disable_task, lift_task, mark_told_task, r
 from trading.review import Limits
 from trading.window import Timeframe
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Streak = Annotated[int, Field(ge=2, le=1_000)]
-Count = Annotated[int, Field(ge=1, le=10_000)]
-Strategies = Annotated[Sequence[str], Field(max_length=50)]
+Judged = Annotated[Bar, form("Timeframe", "Length of a bar of the analyses that are judged.", "1h")]
+RecordDays = Annotated[Days, form("Days back", "How far back records of strategies reach.", 90)]
+EmergencyOnly = Annotated[bool, form("Emergency only", "Only disable what must be disabled.")]
+Drawdown = Annotated[
+    float,
+    Field(gt=0, le=1),
+    form("Drawdown", "Fall of a strategy's summed profits, as a share of the notional, that disables it.", 0.2),
+]
+LosingStreak = Annotated[
+    int, Field(ge=2, le=1_000), form("Losing streak", "Losing spans of time in a row that disable it.", 10)
+]
+HitRate = Annotated[
+    float,
+    Field(gt=0, le=1),
+    form("Hit rate", "Hit rate below which it is disabled, once there are enough spans.", 0.35),
+]
+HitRateSpans = Annotated[int, Field(ge=1, le=10_000), form("Enough spans", "How many spans those are.", 40)]
+DisableDays = Annotated[Days, form("Disabled, days", "For how many days it is disabled.", 7)]
+Lift = Annotated[
+    Sequence[Annotated[str, Field(pattern=NAME)]],
+    Field(max_length=50),
+    form("Lift", "Strategies to let speak again first.", ["rsi"]),
+]
+LiftReason = Annotated[
+    str, Field(max_length=500), form("Reason", "Why they may speak again; kept in the record.", "the data were wrong")
+]
 
 
 @flow(name="review", flow_run_name="review-{timeframe}", retries=0, persist_result=False)
 def review(
-    timeframe: Timeframe = Timeframe.H1,
-    days: Days = 90,
-    emergency_only: bool = False,
-    drawdown: Share = 0.2,
-    losing_streak: Streak = 10,
-    hit_rate: Share = 0.35,
-    hit_rate_spans: Count = 40,
-    disable_days: Days = 7,
-    lift: Strategies = (),
-    lift_reason: str = "",
+    timeframe: Judged = Timeframe.H1,
+    days: RecordDays = 90,
+    emergency_only: EmergencyOnly = False,
+    drawdown: Drawdown = 0.2,
+    losing_streak: LosingStreak = 10,
+    hit_rate: HitRate = 0.35,
+    hit_rate_spans: HitRateSpans = 40,
+    disable_days: DisableDays = 7,
+    lift: Lift = (),
+    lift_reason: LiftReason = "",
 ) -> Reviewed | None:
     """Disable strategies that cross a hard threshold; then look at the week, and propose.
 
     Disabling is told as critical, ends by itself, and needs no LLM. Proposals (train a model again, disable a
     strategy, let an analyst count less) are written down with their evidence and never carried out. The run ends in
     the state Degraded where an LLM should have looked at the figures and could not.
-
-    Args:
-        timeframe: Length of a bar of the analyses that are judged.
-        days: How far back records of strategies reach.
-        emergency_only: Only disable what must be disabled.
-        drawdown: Fall of a strategy's summed profits, as a share of the notional, that disables it.
-        losing_streak: Losing spans of time in a row that disable it.
-        hit_rate: Hit rate below which it is disabled, once there are enough spans.
-        hit_rate_spans: How many spans those are.
-        disable_days: For how many days it is disabled.
-        lift: Strategies to let speak again first.
-        lift_reason: Why; kept in the record.
     """
     moment = run_moment()
     lifted = lift_task(list(lift), lift_reason, moment) if lift else []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from prefect.states import Completed
 
 from flows.ingest import bring_up_to_date
-from flows.parameters import Days, End, FeeRate, Horizon, Refresh, SlippageRate, Start, Symbols
+from flows.parameters import Bar, Days, End, FeeRate, Horizon, Refresh, SlippageRate, Start, Symbols, form
 from tasks import reports
 from tasks.periods import run_moment, span
 from tasks.score_runs import Scored, score_task
@@ -18,20 +19,44 @@ from trading.window import Timeframe
 # what the report lists one by one
 LISTED = 30
 
+Analysed = Annotated[
+    Symbols, form("Symbols", "Symbols whose analyses to settle, as the source spells them.", ["BTCUSDT"])
+]
+Back = Annotated[Days, form("Days back", "How many days to look back for analyses where no start is given.", 7)]
+FirstClose = Annotated[
+    Start, form("Start", "Close of the first bar whose analysis to settle (UTC). Empty: so many days back.")
+]
+LastEnd = Annotated[
+    End,
+    form("End", "End of the last bar to settle with (UTC). Empty: the last bar that is over when the run is due."),
+]
+SettledAfter = Annotated[
+    Horizon, form("Horizon", "Bars after which analyses are settled that say no horizon themselves.", 12)
+]
+ScoreDays = Annotated[Days, form("Record, days", "How many days of settlements the record is made of.", 90)]
+Hindsight = Annotated[
+    bool,
+    form(
+        "Hindsight",
+        "Settle also analyses that were made when their fill was past, as in a replay. They are marked, and count for "
+        "no weight.",
+    ),
+]
+
 
 @flow(name="settle", flow_run_name="settle-{timeframe}", retries=0, persist_result=False)
 def settle(
-    symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
-    days: Days = 7,
-    start: Start = None,
-    end: End = None,
+    symbols: Analysed,
+    timeframe: Bar = Timeframe.H1,
+    days: Back = 7,
+    start: FirstClose = None,
+    end: LastEnd = None,
     refresh: Refresh = None,
     fee_rate: FeeRate = 0.001,
     slippage_rate: SlippageRate = 0.0005,
-    horizon: Horizon = 12,
-    score_days: Days = 90,
-    hindsight: bool = False,
+    horizon: SettledAfter = 12,
+    score_days: ScoreDays = 90,
+    hindsight: Hindsight = False,
 ) -> Scored:
     """Settle every opinion against what happened, and score the analysts on equal terms.
 
@@ -39,20 +64,6 @@ def settle(
     finished candles are used; where one is missing the analysis waits, the report says for which, and the run
     ends in the state Waiting. A second run settles nothing twice. The record that results is what
     analyses from then on weigh their analysts by.
-
-    Args:
-        symbols: Symbols whose analyses to settle, as the source spells them.
-        timeframe: Length of a bar.
-        days: How many days to look back for analyses where no start is given.
-        start: Close of the first bar whose analysis to settle (UTC). Empty: so many days back.
-        end: End of the last bar to settle with (UTC). Empty: the last bar that is over when the run is due.
-        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
-        fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
-        slippage_rate: Slippage per side as a share of the price.
-        horizon: Bars after which analyses are settled that say no horizon themselves.
-        score_days: How many days of settlements the record is made of.
-        hindsight: Settle also analyses that were made when their fill was past, as in a replay. They are marked,
-            and count for no weight.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

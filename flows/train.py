@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from prefect import flow
 from pydantic import Field
 
 from flows.ingest import bring_up_to_date
 from flows.parameters import (
-    BarrierWidth,
+    NAME,
+    Bar,
     BuyThreshold,
     Days,
     End,
-    EstimatorNames,
-    EstimatorParameters,
-    FeatureParameters,
+    EstimatorName,
     FeeRate,
     Folds,
     Horizon,
-    LabelKind,
     Refresh,
     RollingDays,
     Seed,
@@ -27,8 +26,7 @@ from flows.parameters import (
     SlippageRate,
     Start,
     Symbols,
-    TuneMinutes,
-    TuneTrials,
+    form,
 )
 from tasks import reports, training_tables
 from tasks.learning import TrainingRequest
@@ -36,14 +34,72 @@ from tasks.periods import run_moment, span
 from tasks.training import Trained, select_task, train_task
 from trading.window import Timeframe
 
-CombinatorialGroups = Annotated[int, Field(ge=0, le=16)]
-CombinatorialTestGroups = Annotated[int, Field(ge=1, le=4)]
+Label = Annotated[
+    Literal["forward", "triple_barrier"],
+    form(
+        "Label", "What is foreseen: the forward return, or which barrier is touched first (triple_barrier).", "forward"
+    ),
+]
+TuneTrials = Annotated[
+    int,
+    Field(ge=0, le=1_000),
+    form("Tuning trials", "Parameter sets to try for LightGBM before the walk-forward, on earlier rows. 0: none.", 20),
+]
+TuneMinutes = Annotated[
+    int, Field(ge=1, le=1_440), form("Tuning, minutes", "No further trial begins after so many minutes.", 10)
+]
+Estimators = Annotated[
+    Sequence[EstimatorName],
+    Field(max_length=3),
+    form("Estimators", "Which to try beside the baselines. Empty: all.", ["logistic", "lightgbm"]),
+]
+Target = Annotated[
+    float,
+    Field(gt=0, le=100),
+    form("Target", "Width of the barrier to reach, in volatilities of the horizon (triple_barrier).", 1.0),
+]
+Stop = Annotated[
+    float,
+    Field(gt=0, le=100),
+    form("Stop", "Width of the barrier to stay within, in volatilities of the horizon (triple_barrier).", 1.0),
+]
+EstimatorParameters = Annotated[
+    Annotated[dict[str, dict[str, Any]], Field(max_length=3)] | None,
+    form(
+        "Parameters of estimators",
+        "Fixed parameters by estimator. Empty: their defaults.",
+        {"lightgbm": {"leaves": 31, "monotone": {"rsi": -1}}},
+        propertyNames={"enum": [*get_args(EstimatorName)]},
+    ),
+]
+FeatureParameters = Annotated[
+    Annotated[dict[str, Any], Field(max_length=50)] | None,
+    form(
+        "Parameters of features",
+        "Parameters of the feature set that are not its defaults. Empty: its defaults.",
+        {"rsi": 21, "calendar": []},
+        propertyNames={"pattern": NAME},
+    ),
+]
+CombinatorialGroups = Annotated[
+    int,
+    Field(ge=0, le=16),
+    form(
+        "Combinatorial groups",
+        "Cut time into so many groups and, beside the walk-forward, evaluate each estimator on every choice of some of "
+        "them: how steady is its result? 6 of 2 cost 15 fits of each. 0: not at all.",
+        6,
+    ),
+]
+CombinatorialTestGroups = Annotated[
+    int, Field(ge=1, le=4), form("Combinatorial test groups", "How many of these groups are tested at once.", 2)
+]
 
 
 @flow(name="train", flow_run_name="train-{timeframe}", retries=0, persist_result=False)
 def train(
     symbols: Symbols,
-    timeframe: Timeframe = Timeframe.H1,
+    timeframe: Bar = Timeframe.H1,
     days: Days = 730,
     start: Start = None,
     end: End = None,
@@ -55,15 +111,15 @@ def train(
     slippage_rate: SlippageRate = 0.0005,
     buy_threshold: BuyThreshold = 0.005,
     sell_threshold: SellThreshold = -0.005,
-    label: LabelKind = "forward",
+    label: Label = "forward",
     tune_trials: TuneTrials = 0,
     tune_minutes: TuneMinutes = 10,
-    estimators: EstimatorNames = (),
-    target: BarrierWidth = 1.0,
-    stop: BarrierWidth = 1.0,
+    estimators: Estimators = (),
+    target: Target = 1.0,
+    stop: Stop = 1.0,
     rolling_days: RollingDays = None,
-    parameters: EstimatorParameters | None = None,
-    features: FeatureParameters | None = None,
+    parameters: EstimatorParameters = None,
+    features: FeatureParameters = None,
     combinatorial_groups: CombinatorialGroups = 0,
     combinatorial_test_groups: CombinatorialTestGroups = 2,
 ) -> Trained:
@@ -71,33 +127,6 @@ def train(
 
     An equal request (same candles, code and parameters) returns the version it made before. The new
     version becomes ``challenger``; ``champion`` only if it passes the gate.
-
-    Args:
-        symbols: Symbols as the source spells them, such as BTCUSDT.
-        timeframe: Length of a bar.
-        days: How many days to look back where no start is given.
-        start: Open time of the first bar (UTC). Empty: so many days back.
-        end: End of the last bar (UTC). Empty: the last bar that is over when the run is due.
-        refresh: Source to bring the candles up to date from first. Empty: use what is stored.
-        horizon: Bars from the fill to the end of the label.
-        folds: Folds of the purged walk-forward.
-        seed: Seed of everything that draws.
-        fee_rate: Fee per side as a share of the notional, 0.001 for 0.1 %.
-        slippage_rate: Slippage per side as a share of the price.
-        buy_threshold: Forward return above which the label is Long, as a fraction.
-        sell_threshold: Forward return below which the label is Short, as a fraction.
-        label: What is foreseen: the forward return, or which barrier is touched first (triple_barrier).
-        tune_trials: Parameter sets to try for LightGBM before the walk-forward, on earlier rows. 0: none.
-        tune_minutes: No further trial begins after so many minutes.
-        estimators: Which to try beside the baselines. Empty: all.
-        target: Width of the barrier to reach, in volatilities of the horizon (triple_barrier).
-        stop: Width of the barrier to stay within, likewise.
-        rolling_days: Train each fold on so many days before it. Empty: on all of the past.
-        parameters: Fixed parameters by estimator, such as {"lightgbm": {"leaves": 31, "monotone": {"rsi": -1}}}.
-        features: Parameters of the feature set that are not its defaults, such as {"rsi": 21, "calendar": []}.
-        combinatorial_groups: Cut time into so many groups and, beside the walk-forward, evaluate each estimator on
-            every choice of some of them: how steady is its result? 6 of 2 cost 15 fits of each. 0: not at all.
-        combinatorial_test_groups: How many of these groups are tested at once.
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from deployments.sandbox import Sandbox
+from deployments.sandbox import Sandbox, running_sandbox
 from flows.ingest import ingest
 from tasks import ledger, quarantine
 from tasks.store import CHUNKS, open_store
@@ -29,6 +37,7 @@ from trading.window import Timeframe
 
 pytestmark = pytest.mark.integration
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 START, END = datetime(2018, 6, 1, tzinfo=UTC), datetime(2018, 12, 1, tzinfo=UTC)
 
 
@@ -244,3 +253,51 @@ def test_every_worker_draws_from_one_limit(home: Path) -> None:
         limit = client.read_global_concurrency_limit_by_name("tradeflows-exchange")
     assert (limit.limit, limit.slot_decay_per_second) == (3000, 50.0)
     assert limit.active_slots > 0
+
+
+def test_new_candles_start_an_analysis_of_them_and_old_ones_do_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = deployed("analyse", tmp_path)
+    ingest(["BTCSIM"], Timeframe.H1, start=START, end=END)
+    with running_sandbox(clock="now") as exchange:
+        monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", exchange.url)
+        monkeypatch.setenv("TRADEFLOWS_HOME", str(tmp_path / "live"))
+        fresh = ingest(["BTCSIM", "ETHSIM"], Timeframe.H1, days=3)
+        # nothing new, so that nobody is told
+        assert (fresh.added, ingest(["BTCSIM", "ETHSIM"], Timeframe.H1, days=3).added) == (2 * 72, 0)
+    # the server starts the analysis that the event asks for; an event before it would have started one by then
+    deadline = time.monotonic() + 60
+    while not (runs := runs_of(deployment)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    [run] = runs
+    assert (run.parameters["symbols"], run.parameters["timeframe"]) == (["BTCSIM", "ETHSIM"], "1h")
+    with get_client(sync_client=True) as client:
+        client.delete_deployment(deployment)
+
+
+def deployed(name: str, folder: Path) -> UUID:
+    """One deployment of prefect.yaml with its triggers, without schedules; nobody works on its runs."""
+    content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())
+    [wanted] = [one for one in content["deployments"] if one["name"] == name]
+    content["deployments"] = [{**wanted, "schedules": []}]
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    address = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": str(PREFECT_HOME.value())}
+    pool = content["deployments"][0]["work_pool"]["name"]
+    for words in (
+        ["work-pool", "create", pool, "--type", "process", "--overwrite"],
+        ["deploy", "--all", "--prefect-file", str(folder / "prefect.yaml")],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *words],
+            cwd=CHECKOUT, env={**os.environ, **address}, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(f"{name}/{name}").id
+
+
+def runs_of(deployment: UUID) -> list[FlowRun]:
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(deployment_filter=wanted)
