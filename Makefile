@@ -1,6 +1,6 @@
 # Each target makes the environment it needs. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit lint format bench soak up down status doctor deploy lock clean
+.PHONY: help demo test unit lint audit format bench soak up down status doctor deploy lock clean
 
 BIN := .venv/bin
 
@@ -25,6 +25,11 @@ lint: .venv/.installed ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# strict: a package that the service does not know is a failure, not a silence. SERVICE=osv asks api.osv.dev instead
+audit: .venv/.installed ## known vulnerabilities of what is locked, from pypi.org
+	@$(BIN)/pip-audit --requirement requirements.lock --disable-pip --require-hashes --strict --progress-spinner off \
+		--vulnerability-service $(or $(SERVICE),pypi) $(AUDIT_FLAGS)
+
 format: .venv/.installed ## let ruff format and mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -37,8 +42,13 @@ format: .venv/.installed ## let ruff format and mend what it can
 bench: .venv/.bench ## measure speed, as ratios against peers in the same run
 	@$(BIN)/python -m deployments.bench
 
-soak: .venv/.installed ## an hour of faults and kills, sped up: the store must end as if nothing had been
+soak: .venv/.installed ## faults and kills, sped up: store, ledger, registry and analyses must end as without
 	@$(BIN)/python -m deployments.soak
+	@$(BIN)/python -m deployments.soak_stack
+
+.PHONY: scale
+scale: .venv/.installed ## the same work on PostgreSQL, Redis, three workers and Dask: equal results, in some minutes
+	@$(BIN)/pytest -q -m scale tests/scale
 
 up: .venv/.installed ## start Prefect, MLflow, a worker and the sandbox exchange on loopback
 	@$(BIN)/tradeflows up --detach --sandbox

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deployments import bench_analyse, bench_backtest, bench_data, bench_features, bench_models, show
+from deployments import bench_analyse, bench_backtest, bench_data, bench_features, bench_llm, bench_models, show
 from deployments.bench_figures import Figure, best, market
 
 
@@ -58,6 +58,7 @@ def main() -> None:
             *bench_features.features_figures(),
             *bench_models.models_figures(),
             *bench_analyse.analyse_figures(),
+            *bench_llm.llm_figures(),
             *bench_backtest.backtest_figures(),
             indicators(),
         ]

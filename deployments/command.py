@@ -13,11 +13,15 @@ from deployments import (
     backtest_command,
     backup_command,
     data_command,
+    metrics_command,
     models_command,
     notify_command,
     review_command,
+    run_command,
+    serve_command,
     show,
     stack_command,
+    trace_command,
 )
 from deployments.running import HomeFolder, Traceback, prepared, told, utc
 from flows.parameters import SourceName
@@ -39,6 +43,11 @@ app.add_typer(review_command.reviews, name="review")
 app.command()(notify_command.settings)
 app.command()(backup_command.backup)
 app.command()(backup_command.restore)
+app.command()(metrics_command.metrics)
+app.command()(trace_command.trace)
+app.command()(run_command.run)
+app.command()(run_command.rerun)
+app.command()(serve_command.serve_model)
 
 SymbolList = Annotated[list[str], typer.Argument(help="Symbols as the source spells them, such as BTCUSDT ETHUSDT")]
 TimeframeText = Annotated[str, typer.Option("--timeframe", "-t", help="Length of a bar, 1m to 1d")]

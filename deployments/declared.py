@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deployments.forms import form_of
 from trading.errors import ConfigurationError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
@@ -71,6 +72,8 @@ class Deployment(Strict):
     concurrency_limit: Limit | None = None
     # as Prefect documents them; its own classes check them
     triggers: list[dict[str, Any]] = []
+    # automations that do not start this deployment, and stand beside it because they belong together
+    automations: list[dict[str, Any]] = []
 
 
 def read(path: Path = FILE, *, symbols: Sequence[str] | None = None) -> list[Deployment]:
@@ -93,7 +96,7 @@ def read(path: Path = FILE, *, symbols: Sequence[str] | None = None) -> list[Dep
         found.append(one)
     # triggers have a name space of their own, and are found by it
     names = [one.name for one in found]
-    named = [str(trigger.get("name")) for one in found for trigger in one.triggers]
+    named = [str(each.get("name")) for one in found for each in (*one.triggers, *one.automations)]
     twice = sorted({name for some in (names, named) for name in some if some.count(name) > 1})
     if twice:
         raise ConfigurationError(f"{path.name} declares {', '.join(twice)} twice")
@@ -129,8 +132,6 @@ def as_sent(one: Deployment) -> dict[str, Any]:
     Raises:
         ConfigurationError: a parameter is none of the flow's, or its value does not fit; names both.
     """
-    from prefect.utilities.callables import parameter_schema
-
     flow = flow_of(one.entrypoint)
     _require_fitting(one, flow)
     limit = one.concurrency_limit
@@ -141,7 +142,7 @@ def as_sent(one: Deployment) -> dict[str, Any]:
         "version": flow.version,
         "tags": sorted(one.tags),
         "parameters": one.parameters,
-        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        "parameter_openapi_schema": form_of(flow),
         "enforce_parameter_schema": True,
         "work_pool_name": one.work_pool.name,
         "work_queue_name": one.work_pool.work_queue_name or "default",
@@ -160,12 +161,13 @@ def pulled() -> list[dict[str, Any]]:
 
 
 def automations(one: Deployment, deployment_id: str) -> list[dict[str, Any]]:
-    """The automations that a deployment's triggers stand for, as the server takes them.
+    """The automations that a deployment's triggers stand for, and its others, as the server takes them.
 
     Raises:
-        ConfigurationError: Prefect does not take a trigger; says why.
+        ConfigurationError: Prefect does not take one of them; says why.
     """
     from prefect.events import DeploymentTriggerTypes
+    from prefect.events.schemas.automations import AutomationCore
     from pydantic import TypeAdapter
 
     made = []
@@ -178,6 +180,12 @@ def automations(one: Deployment, deployment_id: str) -> list[dict[str, Any]]:
             raise ConfigurationError(f"deployment {one.name}: a trigger needs a name, by which it is found again")
         parsed.set_deployment_id(deployment_id)
         made.append({**parsed.as_automation().model_dump(mode="json"), "tags": [TAG]})
+    for other in one.automations:
+        try:
+            core = AutomationCore.model_validate(other)
+        except ValidationError as error:
+            raise ConfigurationError(f"deployment {one.name}, automation {other.get('name')}: {error}") from None
+        made.append({**core.model_dump(mode="json"), "tags": [TAG]})
     return made
 
 

@@ -11,11 +11,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import httpx
 import psutil
@@ -23,8 +22,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 
-from deployments import stack, stack_state
-from tasks.settings import FOREIGN, PREFIX, Settings, load_settings
+from deployments import auth_checks, stack, stack_state
+from deployments.findings import Finding, Level
+from tasks.settings import PREFIX, Settings, known_variables, load_settings
 from trading.errors import TradeflowsError
 
 PROJECT: Final = "tradeflows"
@@ -39,20 +39,10 @@ SKEW_WORST: Final = 60.0
 SURPRISES: Final = {
     "PREFECT_PROFILE": "a profile may set other addresses; unset it, or look at `prefect config view`",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "with true, flows that find no server start one of their own",
+    "PREFECT_SERVER_API_HOST": "the stack listens at TRADEFLOWS_BIND, 127.0.0.1 unless set; unset this one",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "models need no pickle; leave it unset",
 }
-Level = Literal["ok", "warning", "error"]
 MARKS: Final = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check saw. ``advice`` says what to do; empty where nothing is to be done."""
-
-    level: Level
-    check: str
-    seen: str
-    advice: str = ""
 
 
 def run(home: Path | None, console: Console) -> bool:
@@ -80,6 +70,7 @@ def examined(home: Path | None) -> Iterator[Finding]:
         yield Finding("error", "settings", str(error), "set, mend or unset the variable that is named, and look again")
         return
     yield Finding("ok", "settings", f"{settings.environment}, data in {settings.home.resolve()}")
+    yield from auth_checks.secret_files(os.environ)
     folder = settings.home.resolve()
     state = stack_state.read(folder)
     yield from writable(folder)
@@ -90,6 +81,7 @@ def examined(home: Path | None) -> Iterator[Finding]:
     yield from ports(state)
     for name, url in servers(settings, state):
         yield from server(name, url, required=bool(state and state.supervised))
+    yield from auth_checks.authentication(settings, state)
 
 
 def python() -> Iterator[Finding]:
@@ -125,7 +117,7 @@ def pins(requirements: object) -> Iterator[Finding]:
 
 def variables(environment: object) -> Iterator[Finding]:
     """Variables that surprise."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | FOREIGN
+    known = known_variables()
     told = dict(environment) if isinstance(environment, dict | os._Environ) else {}
     unknown = sorted(name for name in told if name.startswith(PREFIX) and name not in known)
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,27 @@ from trading.errors import ConfigurationError
 BUSY: Final = frozenset({429, 502, 503})
 ATTEMPTS: Final = 8
 PAGE: Final = 200
+
+
+class Unreachable(ConfigurationError):
+    """No answer. ``lost``: the server may have done what it was asked, and we do not know."""
+
+    def __init__(self, url: httpx.URL, error: httpx.TransportError) -> None:
+        super().__init__(
+            f"the Prefect server at {url} cannot be reached ({error}); "
+            "start one with `tradeflows up`, or set PREFECT_API_URL"
+        )
+        self.lost = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.UnsupportedProtocol)
+
+
+class Refused(ConfigurationError):
+    """The server says no: ``status`` is what it answered, ``detail`` why."""
+
+    def __init__(self, method: str, path: str, answer: httpx.Response) -> None:
+        super().__init__(f"Prefect refused {method} {path} ({answer.status_code}): {answer.text[:1000]}")
+        self.status = answer.status_code
+        told = answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
+        self.detail = str(told.get("detail") or told.get("exception_detail") or answer.text[:1000])
 
 
 class Api:
@@ -36,18 +58,20 @@ class Api:
             try:
                 answer = self._client.request(method, path, json=body)
             except httpx.TransportError as error:
-                raise ConfigurationError(
-                    f"the Prefect server at {self._client.base_url} cannot be reached ({error}); "
-                    "start one with `tradeflows up`, or set PREFECT_API_URL"
-                ) from error
+                raise Unreachable(self._client.base_url, error) from error
             if answer.status_code not in BUSY or attempt == ATTEMPTS - 1:
                 break
             time.sleep(pause)
             pause *= 2
         if answer.status_code == 404:
             return None
+        if answer.status_code == 401:
+            raise ConfigurationError(
+                f"the Prefect server at {self._client.base_url} wants another password; set TRADEFLOWS_PASSWORD to the "
+                "one that it was started with, or PREFECT_API_AUTH_STRING to user:password"
+            )
         if answer.is_error:
-            raise ConfigurationError(f"Prefect refused {method} {path} ({answer.status_code}): {answer.text[:1000]}")
+            raise Refused(method, path, answer)
         return answer.json() if answer.content else None
 
     def all(self, path: str, **query: object) -> Iterator[dict[str, Any]]:
@@ -68,6 +92,17 @@ def connected(url: str, *, timeout: float = 30.0) -> Iterator[Api]:
     user, _, password = told.partition(":")
     auth = httpx.BasicAuth(user, password) if user else None
     # loading the certificates takes longer than asking a server on this machine, which has none
-    secure = url.startswith("https:")
-    with httpx.Client(base_url=url, auth=auth, timeout=timeout, verify=secure, trust_env=secure) as client:
+    verify = trusted(url)
+    with httpx.Client(base_url=url, auth=auth, timeout=timeout, verify=verify, trust_env=bool(verify)) as client:
         yield Api(client)
+
+
+def trusted(url: str) -> ssl.SSLContext | bool:
+    """Whom to believe the certificate of ``url``: the system's authorities, and who PREFECT_API_SSL_CERT_FILE names."""
+    if not url.startswith("https:"):
+        return False
+    context = ssl.create_default_context()
+    extra = os.environ.get("PREFECT_API_SSL_CERT_FILE")
+    if extra:
+        context.load_verify_locations(extra)
+    return context

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tasks import environment, log
+from tasks import credentials, environment, log
 from tasks.settings import Settings, load_settings
 from trading.errors import TradeflowsError
 
@@ -29,6 +29,7 @@ def prepared(home: Path | None, *, default: Path | None = None) -> Settings:
         os.environ["TRADEFLOWS_HOME"] = str(chosen)
     settings = load_settings()
     environment.prepare(settings.home)
+    os.environ.update(credentials.for_clients(settings))
     # Prefect's own lines would break the progress bars; its pages have them all
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     log.configure(settings.log_format)

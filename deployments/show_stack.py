@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rich.markup import escape
 from deployments.prefect_api import Api, connected
 from deployments.show import table
 from deployments.stack_state import StackState
+from tasks import credentials
 from trading.errors import ConfigurationError
 
 STYLES: Final = {
@@ -27,15 +29,19 @@ def ready(console: Console, state: StackState, home: Path | None) -> None:
     """The addresses, and three things to try; ``home`` where it was given."""
     api = state.prefect_api
     console.print("[bold green]Ready.[/]")
-    for name in ("prefect", "mlflow", "sandbox"):
+    for name in ("prefect", "mlflow", "sandbox", "metrics"):
         if name in state.parts:
             console.print(f"  {name:<9} {state.parts[name].url}")
+    asks = bool(os.environ.get("PREFECT_API_AUTH_STRING"))
+    if asks:
+        console.print(f"  They ask for a password: user {credentials.USER}, and what {credentials.VARIABLE} holds.")
+    login = f" -u {credentials.USER}" if asks else ""
     console.print("\nTry next:")
     console.print(f"  open {api.removesuffix('/api')}/deployments and run [bold]ingest[/] from its form")
     console.print(
-        f"  id=$(curl -s {api}/deployments/name/ingest/ingest | python3 -c 'import json,sys; "
+        f"  id=$(curl -s{login} {api}/deployments/name/ingest/ingest | python3 -c 'import json,sys; "
         'print(json.load(sys.stdin)["id"])\')\n'
-        f"  curl -X POST {api}/deployments/$id/create_flow_run -H 'Content-Type: application/json' -d '{{}}'",
+        f"  curl{login} -X POST {api}/deployments/$id/create_flow_run -H 'Content-Type: application/json' -d '{{}}'",
         soft_wrap=True,
         markup=False,
     )

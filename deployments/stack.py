@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from deployments import stack_state
+from deployments import auth, stack_state
 from deployments.declared import CHECKOUT, POOL
 from deployments.stack_parts import LOOPBACK, Wanted, answers, free_port, parts
 from deployments.stack_state import StackState
@@ -59,7 +59,7 @@ def run(settings: Settings, wanted: Wanted, tell: Callable[[str], None], ready: 
             sandbox=wanted.sandbox,
             warm=wanted.warm,
         )
-        supervisor = Supervisor(home, parts(home, wanted, tell), state, CHECKOUT)
+        supervisor = Supervisor(home, parts(settings, wanted, tell), state, CHECKOUT)
         stack_state.write(home, state)
         try:
             if supervisor.start(stop, tell):
@@ -75,6 +75,7 @@ def detached(settings: Settings, wanted: Wanted, tell: Callable[[str], None]) ->
     Raises:
         ConfigurationError: as ``run``.
     """
+    auth.require_password(settings)
     home = settings.home.resolve()
     running = running_stack(home)
     if running is not None:
@@ -83,6 +84,7 @@ def detached(settings: Settings, wanted: Wanted, tell: Callable[[str], None]) ->
     logs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "deployments.stack_command", "--home", str(home)]
     command += ["--prefect-port", str(wanted.prefect_port), "--mlflow-port", str(wanted.mlflow_port)]
+    command += ["--metrics-port", str(wanted.metrics_port)] if wanted.metrics_port is not None else []
     command += ["--sandbox"] if wanted.sandbox else []
     command += ["--warm"] if wanted.warm else []
     said = logs / "up.log"

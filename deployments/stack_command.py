@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from deployments import show_stack, stack, stack_state
+from deployments.log_reading import people
 from deployments.running import HomeFolder, Traceback, prepared, told
 from deployments.stack import Wanted
 from tasks.settings import Settings
 from trading.errors import ConfigurationError
 
 WAIT_SECONDS: Final = 100.0
+METRICS_PORT: Final = 9464
 Warm = Annotated[bool, typer.Option("--warm", help="Runs start in forks of a warm process: 1 s, for 350 MB")]
 Sandbox = Annotated[bool, typer.Option("--sandbox", help="Ingest from the sandbox exchange")]
 
@@ -30,13 +32,19 @@ def up(
     warm: Warm = False,
     prefect_port: Annotated[int, typer.Option(help="Another one is taken where this is in use", min=0)] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Another one is taken where this is in use", min=0)] = 5000,
+    metrics: Annotated[bool, typer.Option(help="Serve metrics for Prometheus, for 60 MB")] = True,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Another one is taken where this is in use [default: 9464]", min=0)
+    ] = None,
     home: HomeFolder = None,
     traceback: Traceback = False,
 ) -> None:
     """Start Prefect, MLflow and a worker on loopback, watch them, and deploy the flows."""
     with told(traceback):
         settings, console = prepared(home), Console(highlight=False)
-        wanted = Wanted(sandbox, warm, prefect_port, mlflow_port)
+        # who wants any port for Prefect wants any for this, too
+        chosen = metrics_port if metrics_port is not None else METRICS_PORT if prefect_port else 0
+        wanted = Wanted(sandbox, warm, prefect_port, mlflow_port, chosen if metrics else None)
 
         def tell(line: str) -> None:
             console.print(f"  {escape(line)}", style="dim", soft_wrap=True)
@@ -83,7 +91,8 @@ def logs(
                 ", ".join(sorted(path.stem for path in folder.glob("*.log"))) or "none yet; start with `tradeflows up`"
             )
             raise ConfigurationError(f"no log of {part or 'any part'} in {folder}; there are: {there}")
-        show_stack.tail(sys.stdout, found, lines, follow=follow)
+        # what was written as JSON is read as text; the files have it as it is
+        show_stack.tail(people(sys.stdout), found, lines, follow=follow)
 
 
 def deploy(
@@ -110,10 +119,11 @@ def synced(
     settings: Settings, url: str, console: Console, *, sandbox: bool, dry_run: bool = False, file: Path | None = None
 ) -> None:
     """Sync, and print each change."""
-    from deployments import declared
+    from deployments import auth, declared
     from deployments.prefect_api import connected
     from deployments.sync import sync
 
+    auth.require_closed(settings, url)
     os.environ["PREFECT_API_URL"] = url
     wanted = declared.read(file or declared.FILE, symbols=declared.SANDBOX_SYMBOLS if sandbox else None)
     with connected(url) as api:
@@ -175,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--warm", action="store_true")
     parser.add_argument("--prefect-port", type=int, default=4200)
     parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--metrics-port", type=int)
     parser.add_argument("--deploy", action="store_true")
     options = parser.parse_args(argv)
     try:
@@ -182,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if options.deploy:
                 _deploy_when_up(prepared(None), sandbox=options.sandbox)
                 return
-            wanted = Wanted(options.sandbox, options.warm, options.prefect_port, options.mlflow_port)
+            ports = (options.prefect_port, options.mlflow_port, options.metrics_port)
+            wanted = Wanted(options.sandbox, options.warm, *ports)
             stack.run(prepared(options.home), wanted, lambda line: print(line, flush=True), lambda _: None)
     except typer.Exit as told_already:
         raise SystemExit(told_already.exit_code) from None

@@ -14,14 +14,19 @@ from typing import Any, Final
 
 import httpx
 
+from deployments import auth
 from deployments.declared import POOL
 from deployments.prefect_api import connected
 from deployments.supervising import Part
-from tasks import environment
+from deployments.worker import PATIENCE_SECONDS
+from tasks import credentials, environment
+from tasks.settings import Settings
 from trading.errors import ConfigurationError
 
 LOOPBACK: Final = "127.0.0.1"
+EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - only where TRADEFLOWS_BIND says so
 WORKER: Final = "local"
+UVICORN_JSON: Final = Path(__file__).with_name("uvicorn_logging.yml")
 # seconds between two questions for work, and two signs of life
 QUERY_SECONDS: Final = 3
 HEARTBEAT_SECONDS: Final = 15
@@ -29,23 +34,38 @@ HEARTBEAT_SECONDS: Final = 15
 SERVER_LOOPS: Final = {
     "LATE_RUNS": 15, "PAUSE_EXPIRATIONS": 60, "CANCELLATION_CLEANUP": 60, "CLEANUP_RECONCILER": 60,
 }  # fmt: skip
+# the server forgets runs that ended so long ago, with their tasks, logs and reports
+RUN_DAYS: Final = 30
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to start. A port that is taken is replaced by a free one; 0 is any free one."""
+    """What to start. A port that is taken is replaced by a free one; 0 is any free one; no metrics where it is None."""
 
     sandbox: bool = False
     warm: bool = False
     prefect_port: int = 4200
     mlflow_port: int = 5000
+    metrics_port: int | None = 0
 
 
-def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]:
-    """What a stack is made of, in the order of their start."""
-    prefect_port, mlflow_port = _port("Prefect", wanted.prefect_port, tell), _port("MLflow", wanted.mlflow_port, tell)
-    prefect_url, mlflow_url = f"http://{LOOPBACK}:{prefect_port}", f"http://{LOOPBACK}:{mlflow_port}"
+def parts(settings: Settings, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]:
+    """What a stack is made of, in the order of their start.
+
+    Raises:
+        ConfigurationError: servers that would let everybody in where that is not to be, or no free port.
+    """
+    auth.require_password(settings)
+    home = settings.home.resolve()
+    known = credentials.pair(settings)
+    # where we reach them ourselves
+    host = LOOPBACK if settings.loopback or settings.bind == EVERYWHERE else settings.bind
+    prefect_port = _port("Prefect", wanted.prefect_port, tell, settings.bind)
+    mlflow_port = _port("MLflow", wanted.mlflow_port, tell, settings.bind)
+    prefect_url, mlflow_url = f"http://{host}:{prefect_port}", f"http://{host}:{mlflow_port}"
     api = f"{prefect_url}/api"
+    if not settings.loopback:
+        tell(f"Prefect and MLflow listen at {settings.bind} without TLS: others on the way can read the password")
     common = {
         **os.environ,
         **environment.defaults(home),
@@ -54,8 +74,10 @@ def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]
         "PREFECT_API_URL": api,
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         "TRADEFLOWS_HOME": str(home),
-        "TRADEFLOWS_MLFLOW_UI_URL": mlflow_url,
+        # behind a proxy people open it elsewhere
+        "TRADEFLOWS_MLFLOW_UI_URL": os.environ.get("TRADEFLOWS_MLFLOW_UI_URL", mlflow_url),
         "PYTHONUNBUFFERED": "1",
+        **auth.of_clients(settings),
     }
     if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
         # one variable for the server and all who ask it
@@ -69,17 +91,23 @@ def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]
             Part(
                 "sandbox",
                 (*_python("deployments.sandbox"), "--port", str(port), "--clock", "now"),
-                common,
+                # what it took to generate its markets goes back to the system
+                {"MALLOC_TRIM_THRESHOLD_": "131072", **auth.without_secrets(common)},
                 lambda _: answers("GET", f"{sandbox_url}/api/v3/time"),
                 sandbox_url,
             )
         )
     server = {
-        **common,
-        # the pages ask the API under the address that the server is told here
-        "PREFECT_SERVER_API_HOST": LOOPBACK,
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": f"{RUN_DAYS}d",
+        # pages of other sites may not ask it; its own pages ask it where they came from, also through a proxy
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": prefect_url,
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        **auth.without_secrets(common),
+        **auth.of_prefect_server(settings),
+        "PREFECT_SERVER_API_HOST": settings.bind,
         "PREFECT_SERVER_API_PORT": str(prefect_port),
-        "PREFECT_SERVER_UI_API_URL": api,
+        # kept in memory they would be lost with a server that dies, and runs at work with them
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **{
             name: str(seconds)
             for service, seconds in SERVER_LOOPS.items()
@@ -102,12 +130,21 @@ def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]
         Part(
             "mlflow",
             (
-                *_python("mlflow"), "server", "--host", LOOPBACK, "--port", str(mlflow_port), "-w", "1",
+                *_python("deployments.auth_mlflow" if known else "deployments.mlflow_server"), "server",
+                "--host", settings.bind, "--port", str(mlflow_port), "-w", "1",
                 "--backend-store-uri", f"sqlite:///{database}",
                 "--artifacts-destination", str(home / "mlflow" / "artifacts"),
+                *(("--app-name", "basic-auth") if known else ()),
+                *(("--uvicorn-opts", f"--log-config '{UVICORN_JSON}'") if settings.log_format == "json" else ()),
             ),
-            {**common, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            lambda _: answers("POST", f"{mlflow_url}/api/2.0/mlflow/experiments/search", {"max_results": 1}),
+            {
+                **auth.without_secrets(common),
+                **auth.of_mlflow_server(settings, database.parent),
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                # then its lines are the server's, which the option above makes JSON
+                **({"MLFLOW_CONFIGURE_LOGGING": "false"} if settings.log_format == "json" else {}),
+            },
+            lambda _: answers("POST", f"{mlflow_url}/api/2.0/mlflow/experiments/search", {"max_results": 1}, known),
             mlflow_url,
         )
     )  # fmt: skip
@@ -125,11 +162,8 @@ def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]
         "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
         "PREFECT_WORKER_HEARTBEAT_SECONDS": str(HEARTBEAT_SECONDS),
     }
-    command = (
-        (*_python("deployments.warm_worker"), "--pool", POOL, "--name", WORKER)
-        if wanted.warm
-        else (*_python("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", WORKER)
-    )
+    kind = "deployments.warm_worker" if wanted.warm else "deployments.worker"
+    command = (*_python(kind), "--pool", POOL, "--name", WORKER)
     if wanted.warm:
         del worker["PREFECT_WORKER_QUERY_SECONDS"]
     made.append(
@@ -139,45 +173,72 @@ def parts(home: Path, wanted: Wanted, tell: Callable[[str], None]) -> list[Part]
             {**work, **{name: value for name, value in worker.items() if name not in os.environ}},
             lambda started: _beats(api, started),
             after=("prefect", "deploy"),
-            children_first=True,
             orphans_stay=True,
+            # it lets its runs end, or hands them back
+            stop_seconds=PATIENCE_SECONDS,
         )
     )
+    if wanted.metrics_port is not None:
+        port = _port("the metrics endpoint", wanted.metrics_port, tell)
+        metrics_url = f"http://{LOOPBACK}:{port}"
+        made.append(
+            Part(
+                "metrics",
+                (*_python("deployments.metrics"), "--port", str(port)),
+                # its threads come and go; each would leave memory behind
+                {"MALLOC_ARENA_MAX": "2", **work},
+                lambda _: answers("GET", f"{metrics_url}/"),
+                f"{metrics_url}/metrics",
+            )
+        )
     return made
 
 
-def free_port(wanted: int) -> int:
-    """``wanted`` if nobody listens there, else a free port of the system's choice."""
+def free_port(wanted: int, bind: str = LOOPBACK) -> int:
+    """``wanted`` if nobody listens there, else a free port of the system's choice.
+
+    Raises:
+        ConfigurationError: there is none, or the address is none of this machine.
+    """
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, port))
+                probe.bind((bind, port))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise ConfigurationError("no free port on the loopback address")
+    raise ConfigurationError(f"no free port at {bind}; TRADEFLOWS_BIND must be an address of this machine")
 
 
-def _port(name: str, wanted: int, tell: Callable[[str], None]) -> int:
-    port = free_port(wanted)
+def _port(name: str, wanted: int, tell: Callable[[str], None], bind: str = LOOPBACK) -> int:
+    port = free_port(wanted, bind)
     if wanted and port != wanted:
         tell(f"port {wanted} is taken: {name} is on {port}")
     return port
 
 
 def _python(module: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", module)
+    whole_lines = ("deployments.json_process",) if os.environ.get("TRADEFLOWS_LOG_FORMAT") == "json" else ()
+    return (sys.executable, "-m", *whole_lines, module)
 
 
-def answers(method: str, url: str, body: Any = None) -> bool:
-    """Whether a server on this machine answers: with 200, or by asking for a password."""
+def answers(method: str, url: str, body: Any = None, known: tuple[str, str] | None = None) -> bool:
+    """Whether a server of this stack answers with 200; ``known`` are user and password."""
     try:
         # no certificates to load, no proxy between
-        answer = httpx.request(method, url, json=body, timeout=5.0, trust_env=False, verify=False)  # noqa: S501
+        answer = httpx.request(
+            method,
+            url,
+            json=body,
+            auth=known,
+            timeout=5.0,
+            trust_env=False,
+            verify=False,  # noqa: S501
+        )
     except httpx.TransportError:
         return False
-    return answer.status_code in (200, 401)
+    return answer.status_code == 200
 
 
 def _beats(api: str, started: float) -> bool:

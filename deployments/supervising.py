@@ -22,6 +22,7 @@ import psutil
 
 from deployments import stack_state
 from deployments.stack_state import MARK, PartState, PartWord, StackState
+from tasks import log_lines
 from trading.errors import ConfigurationError
 
 TICK_SECONDS: Final = 1.0
@@ -48,6 +49,7 @@ class Part:
         once: it ends by itself, with 0; that is when it is ready.
         children_first: at the end its children are stopped before it, so that it can say what became of them.
         orphans_stay: when it dies its children go on, and are let.
+        stop_seconds: how long it may take to stop, where that is not ``STOP_SECONDS``.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Part:
     once: bool = False
     children_first: bool = False
     orphans_stay: bool = False
+    stop_seconds: float | None = None
 
 
 @dataclass
@@ -88,8 +91,10 @@ class Supervisor:
         """As it is written in the file."""
         return self._state
 
-    def start(self, stop: threading.Event, tell: Callable[[str], None] = lambda _: None) -> bool:
-        """Start everything and wait until each part is ready; False when told to stop meanwhile.
+    def start(
+        self, stop: threading.Event, tell: Callable[[str], None] = lambda _: None, patience: float = READY_SECONDS
+    ) -> bool:
+        """Start everything and wait, ``patience`` seconds, until each part is ready; False when told to stop meanwhile.
 
         Raises:
             ConfigurationError: a part ended, or was not ready in time; names its log. The others run on:
@@ -112,8 +117,8 @@ class Supervisor:
                         watch.process = None
                     self._mark(watch, "done" if watch.part.once else "ready")
                     tell(f"{name:<10}{'done' if watch.part.once else 'ready'} after {time.monotonic() - begun:.1f} s")
-                elif time.monotonic() - begun > READY_SECONDS:
-                    raise ConfigurationError(f"{name} was not ready within {READY_SECONDS:.0f} s; {self._log(name)}")
+                elif time.monotonic() - begun > patience:
+                    raise ConfigurationError(f"{name} was not ready within {patience:.0f} s; {self._log(name)}")
             stop.wait(0.1)
         if not waiting:
             self._say(f"all ready after {time.monotonic() - begun:.1f} s")
@@ -218,7 +223,7 @@ class Supervisor:
         if watch.process.poll() is None:
             watch.process.terminate()
             try:
-                watch.process.wait(STOP_SECONDS)
+                watch.process.wait(watch.part.stop_seconds or STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 watch.process.kill()
                 watch.process.wait()
@@ -245,7 +250,10 @@ class Supervisor:
 
     def _say(self, line: str) -> None:
         with self._log("stack").open("a") as log:
-            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+            text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}"
+            if os.environ.get("TRADEFLOWS_LOG_FORMAT") == "json":
+                text = log_lines.line(line, level="info", logger="stack", at=time.time())
+            log.write(f"{text}\n")
 
 
 def rotate(log: Path, *, limit: int = LOG_BYTES, kept: int = KEPT) -> bool:

@@ -63,11 +63,17 @@ BatchSize = Annotated[
 
 @dataclass
 class Outcome:
-    """What became of a run: rows, errors of symbols that were not analysed, and remarks on the whole."""
+    """What became of a run: rows, errors of symbols that were not analysed, and remarks on the whole.
+
+    ``broke`` is what ended it before anything came of it, such as a store that was down for longer than was waited;
+    ``unconfigured``: analysts that are not there to begin with, so that nobody misses them, and why.
+    """
 
     rows: list[Analysed] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    unconfigured: dict[str, str] = field(default_factory=dict)
+    broke: TradeflowsError | None = None
 
     @property
     def absent(self) -> dict[str, str]:
@@ -81,9 +87,14 @@ class Outcome:
     @property
     def state(self) -> str | None:
         """None: all is well. Degraded: somebody was missing. Partly: some symbols were. Failed: all were."""
-        if self.errors:
+        if self.errors or self.broke is not None:
             return PARTLY if self.rows else FAILED
         return DEGRADED if self.absent or self.remarks else None
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong, but for analysts that were missing."""
+        return [*([str(self.broke)] if self.broke is not None else []), *self.errors, *self.remarks]
 
     @property
     def message(self) -> str:
@@ -91,7 +102,8 @@ class Outcome:
         count = len(self.rows) + len(self.errors)
         lacking = [f"{name}: {why}" for name, why in self.absent.items()]
         failed = [f"{len(self.errors)} of {count} symbols were not analysed"] if self.errors else []
-        return "; ".join([*failed, *self.errors, *self.remarks, *lacking])
+        without = [f"without the {name}: {why}" for name, why in self.unconfigured.items()]
+        return "; ".join([*failed, *self.failures, *lacking, *without])
 
 
 @flow(
@@ -120,9 +132,10 @@ def analyse(
     The model is the champion trained for exactly this set of symbols; where there is none, the rules
     speak alone and the analysis says so. Analysts count by what they earned so far (the settle flow).
 
-    The run ends Completed when every symbol was analysed by everybody who should speak; in the state
-    Degraded when somebody was missing, or the candles could not be refreshed; in the state Partly when some
-    symbols could not be analysed; Failed when none could. All but the first emit the event
+    The run ends Completed when every symbol was analysed by everybody who should speak: a model of which no version
+    was ever champion need not, and the run's message names it. It ends in the state Degraded when somebody was
+    missing, such as a champion that was refused or is gone, or the candles could not be refreshed; in the state
+    Partly when some symbols could not be analysed; Failed when none could. All but the first emit the event
     tradeflows.analysis.degraded; a signal that is another than before emits tradeflows.signal.changed.
     """
     moment = run_moment()
@@ -143,13 +156,28 @@ def analyse(
         threshold=threshold,
         ttl=timedelta(minutes=reuse_minutes) if reuse_minutes is not None else None,
     )
-    panel = panel_task(symbols, request, moment)
-    heard = _hear(symbols, request, panel, batch_size, moment, outcome)
-    if heard:
-        outcome.rows = conclude_task(_whole(heard), _whole(panel), moment)
-    if load_settings().llm:
-        tell_of_llm_task(moment)
+    panel = None
+    try:
+        panel = panel_task(symbols, request, moment)
+        outcome.unconfigured = {one.analyst: one.reason for one in panel.unconfigured}
+        heard = _hear(symbols, request, panel, batch_size, moment, outcome)
+        if heard:
+            outcome.rows = conclude_task(_whole(heard), _whole(panel), moment)
+    except TradeflowsError as error:
+        # the retries are used up; what was stored until then stays, and the next run makes the rest
+        outcome.broke = error
+    _tell_of_llm(moment, outcome)
     return _ended(timeframe, outcome, panel, moment)
+
+
+def _tell_of_llm(moment: datetime, outcome: Outcome) -> None:
+    if not load_settings().llm or outcome.broke is not None:
+        return
+    try:
+        tell_of_llm_task(moment)
+    except TradeflowsError as error:
+        # the analyses are stored and stand
+        outcome.remarks.append(f"news of the LLM could not be told: {error}")
 
 
 def _selected(strategies: RuleNames, parameters: RuleParameters) -> tuple[Selected, ...] | None:
@@ -165,16 +193,19 @@ def _hear(
     batches = [symbols[at : at + batch_size] for at in range(0, len(symbols), batch_size)]
     futures = [hear_task.submit(number, batch, request, _whole(panel), moment) for number, batch in enumerate(batches)]
     heard: list[Heard] = []
+    broke: TradeflowsError | None = None
     for done, (batch, future) in enumerate(zip(batches, futures, strict=True)):
         report("analyse", done, len(futures))
         try:
             good, bad = future.result()
         except TradeflowsError as error:
             # the retries are used up; other batches may have got through
-            good, bad = [], [f"{symbol}: {error}" for symbol in batch]
+            good, bad, broke = [], [f"{symbol}: {error}" for symbol in batch], error
         heard += good
         outcome.errors += bad
     report("analyse", len(futures), len(futures))
+    if broke is not None and not heard:
+        raise broke
     return heard
 
 
@@ -183,59 +214,85 @@ def _whole(value: T) -> T:
     return cast(T, quote(value))
 
 
-def _ended(timeframe: Timeframe, outcome: Outcome, panel: Panel, moment: datetime) -> list[Analysed]:
+def _ended(timeframe: Timeframe, outcome: Outcome, panel: Panel | None, moment: datetime) -> list[Analysed]:
     """Report, tell and name what became of the run."""
     _publish(timeframe, outcome, panel)
     if outcome.state is None:
-        return outcome.rows
+        return _named("Completed", outcome) if outcome.message else outcome.rows
     lacking = [row.symbol for row in outcome.rows if row.absent or row.degraded]
-    signals.emit_degraded(
-        timeframe.value, outcome.absent, lacking, [*outcome.errors, *outcome.remarks], outcome.state, moment
-    )
+    signals.emit_degraded(timeframe.value, outcome.absent, lacking, outcome.failures, outcome.state, moment)
+    if outcome.broke is not None:
+        raise outcome.broke
     if outcome.state == FAILED:
         raise DataError(outcome.message)
-    # Prefect hands the data to the caller, and shows the name and the message
+    return _named(outcome.state, outcome)
+
+
+def _named(name: str, outcome: Outcome) -> list[Analysed]:
+    """The rows in a state with a name and a message: Prefect hands the data to the caller, and shows the rest."""
     named: list[Analysed] = Completed(  # type: ignore[assignment]
-        name=outcome.state, message=outcome.message[:1000], data=outcome.rows
+        name=name, message=outcome.message[:1000], data=outcome.rows
     )
     return named
 
 
-def _publish(timeframe: Timeframe, outcome: Outcome, panel: Panel) -> None:
+def _publish(timeframe: Timeframe, outcome: Outcome, panel: Panel | None) -> None:
     rows = outcome.rows
     analysts = list(dict.fromkeys(name for row in rows for name in row.said))
     table = [
         {
+            # the pages cut off what a window is too narrow for: last what matters least
             "symbol": row.symbol,
-            "signal": f"**{row.signal}**" if row.signal != "Neutral" else row.signal,
-            "confidence": f"{row.confidence:.2f}",
-            "basis": row.basis,
+            "data": row.data_mode,
+            "signal": f"{row.signal if row.signal == 'Neutral' else f'**{row.signal}**'} {row.confidence:.2f}",
             **{name: row.said.get(name, "-") for name in analysts},
             "price": f"{row.price:g}",
-            "bar closed": row.timestamp,
-            "data": row.data_mode,
-            "model": row.model_version or "none",
+            "bar closed": row.timestamp[:16].replace("T", " "),
+            "basis": row.basis,
             "made": "before" if row.reused else "now",
+            "version": row.model_version or "none",
         }
         for row in rows
     ]
+    text = [f"# Analysis {timeframe.value}: {outcome.state or 'all good'}", reports.markdown_table(table)]
+    text += ["Times are UTC."] if rows else []
+    text += _who_spoke(panel) if panel is not None else []
+    text += reports.section("Not there yet", [f"{name}: {why}" for name, why in outcome.unconfigured.items()])
+    text += reports.section("Broke off", [str(outcome.broke)] if outcome.broke is not None else [])
+    text += reports.section("Not analysed", outcome.errors)
+    text += reports.section("Degraded", [*outcome.remarks, *(f"{name}: {why}" for name, why in outcome.absent.items())])
+    if len(rows) <= SPELLED_OUT:
+        for row in rows:
+            text += reports.section(f"{row.symbol}: {row.signal}", row.reasons)
+    if rows:
+        text.append(
+            "From a signal back to its model and its candles, with every digest: "
+            f"`tradeflows trace {rows[0].symbol}/{timeframe.value}/{rows[0].timestamp}`, and so for each symbol."
+        )
+    said = ", ".join(f"{row.symbol} {row.signal}" for row in rows) or "none"
+    reports.markdown(f"analyse-{timeframe.value}", "\n\n".join(text), said[:200])
+    if rows:
+        # for programs: docs/triggering.md says how they read it
+        reports.table(f"signals-{timeframe.value}", [*map(_told, rows)], said[:200])
+
+
+def _who_spoke(panel: Panel) -> list[str]:
     links = [
         f"[{one.name} version {one.version}]({one.link})"
         for one in (panel.models.champion, panel.models.challenger)
         if one is not None
     ]
-    text = [f"# Analysis {timeframe.value}: {outcome.state or 'all good'}", reports.markdown_table(table)]
+    text = []
     if links:
         text.append(f"Models: {', '.join(links)}. A challenger is written down to be scored, and counts nothing.")
     if panel.settings_version:
         text.append(
             f"Strategies: {', '.join(one.rule for one in panel.strategies)}; settings {panel.settings_version}."
         )
-    text += reports.section("Disabled", panel.disabled)
-    text += reports.section("Not analysed", outcome.errors)
-    text += reports.section("Degraded", [*outcome.remarks, *(f"{name}: {why}" for name, why in outcome.absent.items())])
-    if len(rows) <= SPELLED_OUT:
-        for row in rows:
-            text += reports.section(f"{row.symbol}: {row.signal}", row.reasons)
-    said = ", ".join(f"{row.symbol} {row.signal}" for row in rows) or "none"
-    reports.markdown(f"analyse-{timeframe.value}", "\n\n".join(text), said[:200])
+    return [*text, *reports.section("Disabled", panel.disabled)]
+
+
+def _told(row: Analysed) -> dict[str, object]:
+    """What a program is told of a signal; the rest stands in the stored analysis."""
+    names = ("symbol", "timestamp", "signal", "confidence", "price", "basis", "model_version", "degraded", "data_mode")
+    return {name: getattr(row, name) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,7 @@ from flows.parameters import (
     Start,
     Symbols,
     form,
+    names,
 )
 from flows.rule_names import NAMES, StrategyText
 from tasks import backtesting, reports, wide
@@ -60,7 +61,7 @@ Strategies = Annotated[
     Field(min_length=1, max_length=200),
     form(
         "Strategies",
-        "Rules such as rsi or sma_cross(fast=10, slow=30), champion, or walk_forward.",
+        "Rules, with parameters or without; champion; walk_forward. Buy-and-hold always stands beside them.",
         ["champion", "rsi", "sma_cross(fast=10, slow=30)"],
     ),
 ]
@@ -70,16 +71,15 @@ Grids = Annotated[
     dict[
         str,
         Annotated[
-            dict[str, Annotated[list[Value], Field(max_length=1_000)]],
-            Field(max_length=50, json_schema_extra={"propertyNames": {"pattern": NAME}}),
+            dict[str, Annotated[list[Value], Field(min_length=1, max_length=1_000)]], Field(max_length=50), names(NAME)
         ],
     ],
     Field(max_length=50),
+    names(NAMES),
     form(
         "Grids",
         "Values to try by rule and parameter, instead of the rule's own grid.",
         {"rsi": {"period": [7, 14, 21]}},
-        propertyNames={"enum": [*NAMES]},
     ),
 ]
 MostSets = Annotated[
@@ -88,13 +88,13 @@ MostSets = Annotated[
 CostFactors = Annotated[
     Sequence[Annotated[float, Field(ge=0, le=100)]],
     Field(max_length=20),
-    form("Cost factors", "Multiples of all costs to trade at as well, such as 2.", [2.0]),
+    form("Cost factors", "Multiples of all costs to trade at as well.", [2.0]),
 ]
 Costs = Annotated[FurtherCosts, form("Further costs", "Further costs, beside fee and slippage.")]
 Sizing = Annotated[SizingRules, form("Sizing", "How much a position is.")]
 Protection = Annotated[ProtectionRules, form("Protection", "Stops, targets and the like.")]
 Limits = Annotated[LimitRules, form("Limits", "What is not allowed.")]
-Execution = Annotated[ExecutionRules, form("Execution", "How orders are filled.")]
+Execution = Annotated[ExecutionRules, form("Execution", "How orders are filled, and when a position is liquidated.")]
 WalkForward = Annotated[Model, form("Model", "What walk_forward is.")]
 BootstrapSeed = Annotated[Seed, form("Seed", "Seed of the bootstraps.", 0)]
 
@@ -181,8 +181,7 @@ def _publish(timeframe: Timeframe, found: Backtested) -> None:
     table = [
         {
             "symbol": row["symbol"],
-            "strategy": f"[{row['strategy']}]({link})",
-            "parameters": row["parameters"],
+            "strategy": f"[{row['parameters']}]({link})",
             "return": f"{row['total_return']:+.1%}",
             "Sharpe": _number(row["sharpe"], ".2f"),
             "deflated": _number(row["deflated_sharpe"], ".0%"),
@@ -192,22 +191,33 @@ def _publish(timeframe: Timeframe, found: Backtested) -> None:
         }
         for row, link in zip(found.rows, found.page_links, strict=True)
     ]
+    first, last = min(str(row["start"]) for row in found.rows)[:10], max(str(row["end"]) for row in found.rows)[:10]
+    covered = f"{first} to {last}, {found.data_mode} data"
     text = [
         f"# Backtest {bar}",
-        f"Data: **{found.data_mode}**. {'Reused: an identical request was answered before.' if found.reused else ''}",
-        f"[MLflow run]({found.run_link})",
+        f"{first} to {last}, **{found.data_mode} data**, after costs."
+        f"{' Reused: an identical request was answered before.' if found.reused else ''}",
+        f"[MLflow run]({found.run_link}); each strategy leads to its page. Luck and robustness: artifact "
+        f"`leaderboard-{bar}`.",
         reports.markdown_table(table),
         *(f"- {reason}" for reason in found.absent),
     ]
-    reports.markdown(f"backtest-{bar}", "\n\n".join(text), f"{len(table)} strategy runs")
-    reports.markdown(f"leaderboard-{bar}", _leaderboard(bar, found), f"{found.trials} trials")
-    reports.table(f"strategies-{bar}", found.rows, "every figure of every strategy run")
+    reports.markdown(f"backtest-{bar}", "\n\n".join(text), f"{len(table)} strategy runs, {covered}")
+    reports.markdown(f"leaderboard-{bar}", _leaderboard(bar, found), f"{found.trials} trials, {found.data_mode} data")
+    reports.table(f"strategies-{bar}", [*map(_rounded, found.rows)], f"every figure, {covered}")
     for row, link in zip(found.rows, found.page_links, strict=True):
         if row["strategy"] != "buy_and_hold":
             key = f"page-{_key(row['symbol'])}-{_key(row['strategy'])}-{bar}"
-            create_link_artifact(link, link_text=f"{row['strategy']} on {row['symbol']}", key=key)
+            name = f"{row['strategy']} on {row['symbol']}"
+            about = f"{name}: charts, trades, costs, robustness; {found.data_mode} data"
+            create_link_artifact(link, link_text=name, key=key, description=about)
     for path in found.pictures:
         reports.picture(f"equity-{_key(Path(path).stem)}-{bar}", Path(path), f"Equity of {Path(path).stem}")
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of five digits: a table of people's."""
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _leaderboard(bar: str, found: Backtested) -> str:

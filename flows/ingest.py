@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
@@ -26,6 +26,12 @@ from trading.window import Timeframe
 PATIENCE_BARS = 3
 # batches at the same time: one is fetched while the other is judged and written
 AT_ONCE = 2
+# columns of the reports
+REPORTED = (
+    "symbol", "timeframe", "data", "windows", "stored", "added", "changed", "quarantined", "gaps", "waiting", "source",
+)  # fmt: skip
+STORED = ("symbol", "data", "coverage", "rows", "last candle", "behind", "gaps", "in quarantine", "corrected")
+CHANGED = ("symbol", "volume, day / month", "range, day / month")
 
 Fallback = Annotated[
     Sequence[SourceName],
@@ -237,16 +243,16 @@ def _derived_row(plan: Plan, derived: list[Derived], target: Timeframe) -> dict[
 def _publish(
     result: IngestResult, qualities: list[SeriesQuality], outcomes: list[Outcome], first: datetime, last: datetime
 ) -> None:
-    headline = (
-        f"{result.added} candles added, {result.changed} corrected"
-        if result.added or result.changed
-        else "nothing new: every window was approved before"
-    )
+    headline = _headline(result, outcomes)
+    # the pages cut off what a window is too narrow for
+    usual = {"timeframe": result.timeframe, "waiting": 0}
+    columns = [one for one in REPORTED if one not in usual or any(row[one] != usual[one] for row in result.rows)]
     warnings = [f"{outcome.window}: {warning}" for outcome in outcomes for warning in outcome.warnings]
     text = [
         f"# Ingest {result.timeframe}",
-        f"`{first:%Y-%m-%d %H:%M}` to `{last:%Y-%m-%d %H:%M}` UTC. **{headline}**.",
-        reports.markdown_table(result.rows),
+        f"`{first:%Y-%m-%d %H:%M}` to `{last:%Y-%m-%d %H:%M}` UTC: **{headline}**.",
+        reports.markdown_table([_part(row, columns) for row in result.rows]),
+        f"With digests: artifact `candles-{result.timeframe}`.",
         *reports.section("Failed windows", result.failures),
         *reports.section("Late corrections", result.corrections),
         *reports.section("Warnings", warnings),
@@ -254,8 +260,31 @@ def _publish(
     reports.markdown(f"ingest-{result.timeframe}", "\n\n".join(text), headline)
     reports.table(f"candles-{result.timeframe}", result.rows, headline)
     rows = [quality.row() for quality in qualities]
-    page = (
-        f"The page of the day, with every gap, every row put aside and the expectations: `{result.page or 'no news'}`"
-    )
-    text = [f"# Data quality {result.timeframe}", reports.markdown_table(rows), page]
-    reports.markdown(f"data-quality-{result.timeframe}", "\n\n".join(text), "coverage, gaps, freshness, drift")
+    pages = "every gap, every row put aside and the expectations"
+    text = [
+        f"# Data quality {result.timeframe}",
+        reports.markdown_table([_part(row, STORED) for row in rows]),
+        "## The newest day beside the 30 days before it",
+        reports.markdown_table([_part(row, CHANGED) for row in rows]),
+        "Median volume and range as multiples; KS is 0 for alike distributions and 1 for nothing in common.",
+        f"The page of the day, with {pages}: `{result.page}`"
+        if result.page
+        else f"No window was asked for. Pages with {pages} are made by the runs that ask.",
+    ]
+    least = min((quality.coverage for quality in qualities), default=1.0)
+    gaps = sum(len(quality.gaps) for quality in qualities)
+    said = f"coverage at least {least:.2%}, {gaps} gaps, {sum(sum(one.held.values()) for one in qualities)} put aside"
+    reports.markdown(f"data-quality-{result.timeframe}", "\n\n".join(text), said)
+
+
+def _headline(result: IngestResult, outcomes: list[Outcome]) -> str:
+    failed = f"; {len(result.failures)} failed, see below" if result.failures else ""
+    if result.added or result.changed:
+        return f"{result.added:,} candles added, {result.changed:,} corrected{failed}"
+    if outcomes or failed:
+        return f"nothing new among {sum(one.received for one in outcomes):,} candles received{failed}"
+    return "nothing new: every window was approved before"
+
+
+def _part(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    return {name: f"{value:,}" if isinstance(value := row[name], int) else value for name in names}

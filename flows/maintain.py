@@ -1,4 +1,4 @@
-"""Maintain: what is too old goes from the store and from MLflow, half-empty files are written anew, and it is said."""
+"""Maintain: what is too old goes from store, MLflow and reports, half-empty files are written anew, and it is said."""
 
 from __future__ import annotations
 
@@ -61,6 +61,38 @@ Runs = Annotated[
         30,
     ),
 ]
+FinishedRuns = Annotated[
+    KeepDays,
+    form(
+        "Finished runs, days",
+        "Days after which MLflow runs that ended well are deleted, but for those of registered models, the promotion "
+        "history and kept answers; they are gone for good as many days later as failed ones.",
+        90,
+    ),
+]
+Versions = Annotated[
+    KeepDays,
+    form(
+        "Versions, days",
+        "Days that registered versions are kept that were never promoted; the newest of a model and those with an "
+        "alias stay.",
+        365,
+    ),
+]
+Traces = Annotated[KeepDays, form("Traces, days", "Days that MLflow keeps conversations with the LLM.", 30)]
+Reports = Annotated[
+    KeepDays,
+    form(
+        "Reports, days",
+        "Days that pages and pictures on the disk are kept; the newest of each kind and those of kept answers stay.",
+        90,
+    ),
+]
+MostReports = Annotated[
+    int,
+    Field(ge=1, le=100_000),
+    form("Most reports", "Of each kind of page or picture not more than so many are kept, however young.", 100),
+]
 
 
 @flow(name="maintain", flow_run_name="maintain", retries=0, persist_result=False)
@@ -75,11 +107,17 @@ def maintain(
     datasets_days: Datasets = 365,
     corrections_days: Corrections = 365,
     runs_days: Runs = 30,
+    finished_runs_days: FinishedRuns = 90,
+    versions_days: Versions = 365,
+    traces_days: Traces = 30,
+    reports_days: Reports = 90,
+    most_reports: MostReports = 100,
 ) -> Maintained:
     """Remove what is too old, and write database files anew that are half empty.
 
-    The ledger, promotions, gaps and candles are never removed, nor the runs, files and datasets of registered
-    models. The run ends Completed, in the state Rehearsed with dry_run. A second run removes nothing more.
+    The ledger, promotions, gaps and candles are never removed, nor the runs, files and datasets of promoted
+    models. The run ends Completed, in the state Rehearsed with dry_run. A second run removes nothing more, but for the
+    pages and MLflow runs of answers that the first removed.
     """
     retention = Retention(
         results=results_days,
@@ -91,6 +129,11 @@ def maintain(
         datasets=datasets_days,
         corrections=corrections_days,
         runs=runs_days,
+        finished_runs=finished_runs_days,
+        versions=versions_days,
+        traces=traces_days,
+        reports=reports_days,
+        most_reports=most_reports,
     )
     done = maintain_task(retention, run_moment(), dry_run)
     freed = sum(before - after for before, after in done.files.values())

@@ -14,7 +14,7 @@ from pydantic import Field
 from flows.parameters import IDENTIFIER, form
 from tasks import reports
 from tasks.flow_runs import seen_task
-from tasks.notification_texts import Severity, of_run
+from tasks.notification_texts import Severity, of_run, plain
 from tasks.notifying import Notified, notify_task, tell_held_task
 from tasks.periods import run_moment
 
@@ -42,7 +42,19 @@ def notify(flow_run_id: RunId, kind: Kind, severity: HowSevere) -> Notified | No
         return None
     message = of_run(kind, severity, run.flow, run.name, run.message, run.link, run.due)
     told = notify_task(message.severity.value, message.title, message.text, message.key, moment)
-    names = ", ".join(told.targets) or "nobody"
-    reports.markdown("notify", f"# {message.title}\n\n{told.outcome}: {names}\n\n[The run]({run.link})", message.title)
+    # as it is: what the state says may be anything
+    text = [f"# {message.title}", f"```text\n{plain(message.text)}\n```", _word(told), f"[The run]({run.link})"]
+    reports.markdown("notify", "\n\n".join(text), message.title)
     tell_held_task(moment)
     return told
+
+
+def _word(told: Notified) -> str:
+    """What became of the message, for a person."""
+    said = {
+        "delivered": f"Told: {', '.join(told.targets)}.",
+        "suppressed": "Not told again: they were told the same a short while ago.",
+        "held": "Held back until the quiet hours are over.",
+        "nobody": "Told nobody: no address in TRADEFLOWS_NOTIFY_URLS wants messages as mild as this, or it is not set.",
+    }
+    return said[told.outcome]

@@ -7,6 +7,7 @@ something else in one flow is annotated again there, with another ``form``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -25,26 +26,32 @@ LARGEST_SEED: Final = 2_147_483_647
 LARGEST_CASH: Final = 1e12
 
 
-def form(title: str, description: str, *examples: Any, **schema: Any) -> Any:
+def form(title: str, description: str, *examples: Any) -> Any:
     """What a form says of a parameter, for ``Annotated``.
 
     Args:
         title: what stands above the field.
         description: what it means, in which unit, and what an empty one stands for.
         examples: values that make sense.
-        schema: further words of JSON schema, which the server holds values to and pydantic does not know.
     """
-    shown: dict[str, Any] = {"title": title, "description": description, **schema}
+    shown: dict[str, Any] = {"title": title, "description": description}
     if examples:
         shown["examples"] = list(examples)
     return Field(json_schema_extra=shown)
+
+
+def names(known: Sequence[str] | str) -> Any:
+    """What the keys of a table may be, for ``Annotated``: some of ``known``, or what fits that pattern."""
+    return Field(
+        json_schema_extra={"propertyNames": {"pattern": known} if isinstance(known, str) else {"enum": list(known)}}
+    )
 
 
 Symbol = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,32}$")]
 Symbols = Annotated[
     list[Symbol],
     Field(min_length=1, max_length=2_000),
-    form("Symbols", "Symbols as the source spells them, such as BTCUSDT.", ["BTCUSDT", "ETHUSDT"]),
+    form("Symbols", "Symbols as the source spells them.", ["BTCUSDT", "ETHUSDT"]),
 ]
 Bar = Annotated[Timeframe, form("Timeframe", "Length of a bar.", "1h")]
 Days = Annotated[

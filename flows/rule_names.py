@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from flows.parameters import form
+from flows.parameters import form, names
 from tasks.backtest_requests import HOLD, MODELS
 from trading.strategies import RULES
 
@@ -33,10 +33,6 @@ RuleNames = Annotated[
 RuleParameters = Annotated[
     dict[str, dict[str, Any]],
     Field(max_length=50),
-    form(
-        "Parameters of strategies",
-        "Parameters by strategy, instead of the engine's.",
-        {"rsi": {"period": 9}},
-        propertyNames={"enum": [*NAMES]},
-    ),
+    names(NAMES),
+    form("Parameters of strategies", "Parameters by strategy, instead of the engine's.", {"rsi": {"period": 9}}),
 ]

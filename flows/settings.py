@@ -9,12 +9,14 @@ from tasks import reports
 from tasks.engine_settings import Refreshed, refresh_task
 from tasks.notifying import tell_held_task
 from tasks.periods import run_moment
+from tasks.settings_notices import tell_unserved_task
 from trading.errors import SettingsTooOld
 
 STATES = {
     "changed": "A new version was kept.",
     "unchanged": "As they were.",
     "stale": "The engine did not tell them; the last good ones stay.",
+    "unserved": "The engine has none to tell; the built-in ones count.",
     "unconfigured": "There is no engine to ask; the built-in ones count.",
 }
 
@@ -24,7 +26,9 @@ def settings() -> Refreshed:
     """Read the engine's strategy settings, check them, keep them as a version where they are news.
 
     The run ends in the state Stale while the engine does not tell them and the last good ones still count, and
-    Failed once those are too old for an analysis. After that it tells what was held back in quiet hours.
+    Failed once those are too old for an analysis. Of an engine that has no settings to tell, and never told any, the
+    built-in ones count: the run ends in the state Unserved, and somebody is told once, with the setting to change.
+    After that it tells what was held back in quiet hours.
     """
     moment = run_moment()
     found = refresh_task(moment)
@@ -36,13 +40,16 @@ def settings() -> Refreshed:
         *reports.section("Why", [found.reason] if found.reason else []),
     ]
     reports.markdown("settings", "\n\n".join(text), f"{found.state}: {found.version}"[:200])
+    if found.state == "unserved":
+        tell_unserved_task(found.reason, moment)
     tell_held_task(moment)
     if found.too_old:
         raise SettingsTooOld(
             f"no settings of the engine count any more ({found.reason}); analyses refuse until it tells them again"
         )
-    if found.state == "stale":
+    if found.state in ("stale", "unserved"):
         # Prefect hands the data to the caller, and shows the name and the message
-        named: Refreshed = Completed(name="Stale", message=f"{found.reason}{age}"[:1000], data=found)  # type: ignore[assignment]
+        name, message = found.state.capitalize(), f"{found.reason}{age}"[:1000]
+        named: Refreshed = Completed(name=name, message=message, data=found)  # type: ignore[assignment]
         return named
     return found

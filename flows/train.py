@@ -27,6 +27,7 @@ from flows.parameters import (
     Start,
     Symbols,
     form,
+    names,
 )
 from tasks import reports, training_tables
 from tasks.learning import TrainingRequest
@@ -65,20 +66,21 @@ Stop = Annotated[
 ]
 EstimatorParameters = Annotated[
     Annotated[dict[str, dict[str, Any]], Field(max_length=3)] | None,
+    # not inside: of a choice of types the server does not tell which one a value was meant to be
+    names(get_args(EstimatorName)),
     form(
         "Parameters of estimators",
         "Fixed parameters by estimator. Empty: their defaults.",
         {"lightgbm": {"leaves": 31, "monotone": {"rsi": -1}}},
-        propertyNames={"enum": [*get_args(EstimatorName)]},
     ),
 ]
 FeatureParameters = Annotated[
     Annotated[dict[str, Any], Field(max_length=50)] | None,
+    names(NAME),
     form(
         "Parameters of features",
         "Parameters of the feature set that are not its defaults. Empty: its defaults.",
         {"rsi": 21, "calendar": []},
-        propertyNames={"pattern": NAME},
     ),
 ]
 CombinatorialGroups = Annotated[

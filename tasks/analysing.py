@@ -29,7 +29,7 @@ from tasks.panels import AnalysisRequest, Panel
 from tasks.retry import STORE, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store, put_analysis
-from trading.analysis import CHALLENGER, LLM, MODEL, Abstention, Opinion, combine
+from trading.analysis import CHALLENGER, LLM, MODEL, Abstention, Analysis, Opinion, combine
 from trading.errors import ConfigurationError, TradeflowsError
 from trading.scoring import version_of
 from trading.window import Window
@@ -216,17 +216,28 @@ def _combined(
         opinions,
         weights,
         threshold=panel.threshold,
-        abstentions=abstentions,
+        abstentions=[*abstentions, *panel.unconfigured],
         compared=[] if symbol in unfit else [opinion for opinion, _ in one.compared],
     )
+    analysis = _expected(analysis, panel.unconfigured)
     if spoke is not None and chosen is not None:
         remarks = (*judged.warnings, *([chosen.degraded] if chosen.degraded else []))
         analysis = replace(analysis, reasons=(*analysis.reasons, *remarks))
     named = {**model_analyst.named(chosen), "estimator": chosen.estimator} if spoke and chosen else None
     before = stored_before(store, symbol, one.seen.timeframe, one.seen.bar_close)
     stored = document(one.seen, analysis, named, before, flow_run_id, now)
+    # beside ``absent``, which names those who should have spoken; the reasons of both are among the abstentions
+    stored["analysis"]["unconfigured"] = [one.analyst for one in panel.unconfigured]
     put_analysis(store, stored)
     return stored
+
+
+def _expected(analysis: Analysis, unconfigured: Sequence[Abstention]) -> Analysis:
+    """The analysis that misses nobody who was never there. Its basis names who spoke, and is never ``all`` of fewer."""
+    names = {one.analyst for one in unconfigured}
+    absent = tuple(name for name in analysis.absent if name not in names)
+    gone = {f"{name} was not available" for name in names}
+    return replace(analysis, absent=absent, reasons=tuple(said for said in analysis.reasons if said not in gone))
 
 
 @contextmanager

@@ -41,7 +41,10 @@ class Analysed:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an analysis is of: the last bar, and the digests of the candles and of everything else it depends on."""
+    """What an analysis is of: the last bar, and the digests of the candles and of everything else it depends on.
+
+    ``candles_start`` is the open time of the first of those candles.
+    """
 
     symbol: str
     timeframe: Timeframe
@@ -52,6 +55,7 @@ class Seen:
     inputs_digest: str
     horizon: int
     settings_version: str = ""
+    candles_start: datetime | None = None
 
 
 def analysis_key(symbol: str, timeframe: Timeframe, bar_close: datetime) -> str:
@@ -123,6 +127,7 @@ def document(
         "spent": spent,
         "latency": sum(latencies) if latencies else None,
         "candles_digest": seen.candles_digest,
+        "candles_start": seen.candles_start,
         "inputs_digest": seen.inputs_digest,
         "settings_version": seen.settings_version,
         "data_mode": seen.data_mode,

@@ -144,7 +144,7 @@ def publish(
             run_id = registry.log_run(client, experiment, child, at_ms=at_ms, parent=parent)
             rows.append(row)
             pages.append(str(page))
-            links.append(f"{mlflow_pages.run_link(settings, experiment, run_id)}/artifacts/{page.name}")
+            links.append(mlflow_pages.run_link(settings, experiment, run_id, page.name))
             months += one["months"]
             robustness += [one["robustness"]] if one["robustness"] else []
         mlflow_pages.share_view(client, experiment, VIEW, kind="strategy", metrics=COMPARED[:8])

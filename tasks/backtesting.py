@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from prefect import task
 
-from tasks import backtest_records, log, registry
+from tasks import backtest_records, log, mlflow_pages, registry
 from tasks.backtest_leaders import Comparison, Leaderboard, compare, comparisons_of, leaderboard
 from tasks.backtest_models import models_of, subjects_of
 from tasks.backtest_plans import Batch, digest_of, plan
@@ -82,8 +82,12 @@ def prepare(
     )
     stored = get_result(store, key)
     if stored is not None and registry.run_exists(client, stored["run_id"]):
+        links = {
+            "run_link": mlflow_pages.moved(settings, stored["run_link"]),
+            "page_links": [mlflow_pages.moved(settings, link) for link in stored["page_links"]],
+        }
         return Prepared(
-            key, code, (), (), (), (), models.absent, Backtested(**{**stored, "reused": True, "computed": 0})
+            key, code, (), (), (), (), models.absent, Backtested(**{**stored, **links, "reused": True, "computed": 0})
         )
     batches = plan(wanted, subjects_of(store, client, dataset, request, models, now), request, code)
     missing = tuple(batch for batch in batches if not touch_result(store, batch.key, now))

@@ -2,6 +2,9 @@
 
 What they look like stands in ``tasks.strategy_settings``. Versions are numbered and only ever added; beside them
 one record says when the engine last told which of them, and why it did not since.
+
+An engine that answers 404 and never told any *does not serve* settings: the built-in ones count, by that name, until
+it tells its own or answers anything else. Of one that did tell some, a 404 is a failure like any other.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ from tasks.guarding import guard_of
 from tasks.retry import STORE, prefect_options
 from tasks.settings import Settings, load_settings, variable
 from tasks.store import CONFLICT_ATTEMPTS, ENGINE_SETTINGS, Store, configured_store
-from tasks.strategy_settings import ENGINE, EngineSettings, built_in, content_of, settings_of
+from tasks.strategy_settings import ENGINE, NOT_SERVED, EngineSettings, built_in, content_of, settings_of
 from tasks.technical_analyst import Selected
-from trading.errors import RevisionConflict, SettingsTooOld, SourceError
+from trading.errors import MalformedResponse, RevisionConflict, SettingsTooOld, SourceError, SourceRefused
 from trading.window import Timeframe
 
 CHANGED: Final = "tradeflows.settings.changed"
 STALE: Final = "tradeflows.settings.stale"
+UNSERVED: Final = "tradeflows.settings.unserved"
+_NOT_FOUND: Final = 404
 _READING: Final = "reading"
 _SHOWN: Final = 500
 
@@ -46,7 +51,8 @@ class Selection:
 class Refreshed:
     """What a reading came to.
 
-    ``state``: changed, unchanged, stale (the last good ones stay) or unconfigured (the built-in ones count).
+    ``state``: changed, unchanged, stale (the last good ones stay), unserved (the engine has none to tell) or
+    unconfigured (no engine is asked); with these two the built-in ones count.
     ``age`` is how many seconds old the settings are that count now; None where there are none from the engine.
     ``too_old``: no analysis may be made with them.
     """
@@ -90,10 +96,12 @@ def refresh(
     try:
         content = content_of(_asked(settings, guard))
     except SourceError as error:
-        return _stale(store, settings, now, str(error)[:_SHOWN], announce)
+        if _unserved(store, error):
+            return _not_served(store, str(error)[:_SHOWN], announce)
+        return _stale(store, settings, now, error, announce)
     number, added = _kept(store, content, now)
     found = settings_of(content, ENGINE, number, now)
-    noted = _note(store, {"read_at": now, "number": number, "failures": 0, "reason": ""})
+    noted = _note(store, {"read_at": now, "number": number, "failures": 0, "reason": "", "unserved": False})
     if noted["announced"] < number:
         announce(CHANGED, _payload(found))
         _note(store, {"announced": number})
@@ -101,7 +109,7 @@ def refresh(
 
 
 def current(store: Store, settings: Settings, *, now: datetime, oldest: timedelta | None = None) -> EngineSettings:
-    """The settings that count at ``now``: the last good ones of the engine, the built-in ones where none is asked.
+    """The settings that count at ``now``: the last good ones of the engine, the built-in ones where it has none.
 
     Args:
         oldest: how long ago they may have been read; ``TRADEFLOWS_ENGINE_SETTINGS_HOURS`` where it is not given.
@@ -114,6 +122,8 @@ def current(store: Store, settings: Settings, *, now: datetime, oldest: timedelt
     limit = oldest if oldest is not None else timedelta(hours=settings.engine_settings_hours)
     found, reading = _last_good(store), _reading(store)
     why = reading["reason"] or "the settings flow did not run"
+    if found is None and reading["unserved"]:
+        return built_in(NOT_SERVED)
     if found is None or found.read_at is None:
         raise SettingsTooOld(
             f"the engine's settings were never read ({why}); run `tradeflows settings`, or set "
@@ -189,7 +199,7 @@ def _last_good(store: Store) -> EngineSettings | None:
 
 def _reading(store: Store) -> Document:
     """The record of the last reading. Its version is ``last``: ``number`` is what only versions have."""
-    empty = {"last": 0, "read_at": None, "announced": 0, "failures": 0, "reason": "", "rev": 0}
+    empty = {"last": 0, "read_at": None, "announced": 0, "failures": 0, "reason": "", "unserved": False, "rev": 0}
     return {**empty, **(store.documents.get(ENGINE_SETTINGS, _READING) or {})}
 
 
@@ -207,11 +217,38 @@ def _note(store: Store, values: Document) -> Document:
     raise RevisionConflict("others kept writing down their reading of the engine's settings; try again")
 
 
+def _unserved(store: Store, error: SourceError) -> bool:
+    """Whether it means that the engine has no settings to tell: it says so, and never told any."""
+    never = not _reading(store)["last"]
+    return never and isinstance(error, SourceRefused) and error.status == _NOT_FOUND
+
+
+def _not_served(store: Store, reason: str, announce: Callable[[str, Document], None]) -> Refreshed:
+    path = variable("engine_settings_path")
+    why = (
+        f"the engine at {variable('engine_url')} serves no settings ({reason}); if that is right, set {path} to "
+        f"nothing, and it is not asked any more; if it serves them elsewhere, set {path} to where"
+    )
+    found = built_in(NOT_SERVED)
+    if not _reading(store)["unserved"]:
+        log.logger().warning("the engine serves no settings", reason=why)
+        # before it is noted: rather twice than never
+        announce(UNSERVED, {**_payload(found), "reason": why})
+    _note(store, {"unserved": True, "failures": 0, "reason": reason})
+    return _refreshed("unserved", found, None, why)
+
+
 def _stale(
-    store: Store, settings: Settings, now: datetime, reason: str, announce: Callable[[str, Document], None]
+    store: Store, settings: Settings, now: datetime, error: SourceError, announce: Callable[[str, Document], None]
 ) -> Refreshed:
-    noted = _note(store, {"failures": _reading(store)["failures"] + 1, "reason": reason})
+    reason = str(error)[:_SHOWN]
+    known = _reading(store)
+    # one that does not answer has not changed its mind; any other reply means that there is something to tell
+    unserved = known["unserved"] and error.transient and not isinstance(error, MalformedResponse)
+    noted = _note(store, {"failures": known["failures"] + 1, "reason": reason, "unserved": unserved})
     found = _last_good(store)
+    if found is None and unserved:
+        return _refreshed("unserved", built_in(NOT_SERVED), None, f"{reason}; before that it served no settings")
     if found is None or found.read_at is None:
         return Refreshed("stale", "none", 0, "", [], None, reason, too_old=True)
     age = now - found.read_at

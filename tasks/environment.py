@@ -29,10 +29,14 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
+LOGGING_JSON: Final = Path(__file__).with_name("prefect_logging.yml")
+
 
 def defaults(home: Path) -> dict[str, str]:
     """The variables to set for a process whose data lie in ``home``, with what the user set left alone."""
     wanted = dict(DEFAULTS)
+    if os.environ.get("TRADEFLOWS_LOG_FORMAT") == "json":
+        wanted["PREFECT_LOGGING_SETTINGS_PATH"] = str(LOGGING_JSON)
     if "PREFECT_API_URL" not in os.environ:
         wanted["PREFECT_HOME"] = str((home / "prefect").resolve())
     return {name: value for name, value in wanted.items() if name not in os.environ}
@@ -47,6 +51,8 @@ def prepare(home: Path) -> None:
     wanted = defaults(home)
     folder = Path(wanted.get("PREFECT_HOME", home))
     try:
+        # databases and logs are for nobody else's eyes
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -241,6 +241,7 @@ class Llm:
             if self._pool.late(lease):
                 # the store kept us waiting: the call would arrive after the promise has ceased to count
                 self._budget.release(reservation)
+                self._pool.give_back(lease)
                 continue
             try:
                 self._breaker.admit(1)

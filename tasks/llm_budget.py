@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from tasks import log
 from tasks.documents import Document, Documents, Span
+from tasks.llm_commits import GroupCommit
 from tasks.llm_keys import tomorrow
 from tasks.settings import Settings
 from tasks.store import LLM_BUDGETS, LLM_CALLS
@@ -97,6 +99,10 @@ def day_of(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d}"
 
 
+# a month with the change in it, or itself where there is nothing to change; raises BudgetExhausted
+_Change = Callable[[Document], Document]
+
+
 class Budget:
     """Reserves and settles. Safe for threads and processes."""
 
@@ -111,7 +117,9 @@ class Budget:
         # rounded down: a budget is what may not be crossed
         self._daily, self._monthly = (math.floor(round(usd * NANO, 3)) for usd in (daily, monthly))
         self._documents, self._clock = documents, clock
-        self._lock = threading.Lock()
+        self._months: dict[str, GroupCommit[_Change, None]] = {}
+        # one at a time: more would be in each other's way, and in that of the next reservation
+        self._recording = threading.Lock()
 
     def require(self, nano: int) -> None:
         """Look whether a call that may cost so much would be let through.
@@ -134,7 +142,7 @@ class Budget:
         now = self._clock()
         made = Reservation(uuid.uuid4().hex, now, nano, dict(about))
 
-        def add(month: Document) -> Document | None:
+        def add(month: Document) -> Document:
             self._refuse_above(month, nano, now)
             entry = {"day": day_of(now), "at": now, "nano": nano, "about": dict(about)}
             return {**month, "open": {**month["open"], made.id: entry}}
@@ -167,7 +175,8 @@ class Budget:
             )
         call = _call(reservation, outcome, nano=nano, latency=latency, tokens=tokens)
         # first the document: where the other write is lost, reconcile finds the true cost
-        self._documents.put(LLM_CALLS, call)
+        with self._recording:
+            self._documents.put(LLM_CALLS, call)
         self._close(reservation, nano)
 
     def spent(self, day: str | None = None) -> Spent:
@@ -203,9 +212,9 @@ class Budget:
     def _close(self, reservation: Reservation, nano: int) -> None:
         day = day_of(reservation.at)
 
-        def close(month: Document) -> Document | None:
+        def close(month: Document) -> Document:
             if reservation.id not in month["open"]:
-                return None
+                return month
             left = {key: entry for key, entry in month["open"].items() if key != reservation.id}
             return {**month, "open": left, "spent": {**month["spent"], day: month["spent"].get(day, 0) + nano}}
 
@@ -226,13 +235,24 @@ class Budget:
                     until,
                 )
 
-    def _change(self, name: str, change: Callable[[Document], Document | None]) -> None:
-        with self._lock:
-            for _ in range(CONFLICT_ATTEMPTS):
-                month = _month(self._documents, name)
-                then = change(month)
-                if then is None or self._documents.compare_and_set(LLM_BUDGETS, then, month.get("rev", 0)):
-                    return
+    def _change(self, name: str, change: _Change) -> None:
+        """Change a month; changes of threads that come at the same time are one write."""
+        self._months.setdefault(name, GroupCommit(partial(self._changed, name))).submit(change)
+
+    def _changed(self, name: str, changes: list[_Change]) -> list[Exception | None]:
+        """What became of each change: None, or why it was refused."""
+        for _ in range(CONFLICT_ATTEMPTS):
+            month = before = _month(self._documents, name)
+            refused: list[Exception | None] = []
+            for change in changes:
+                try:
+                    month = change(month)
+                except BudgetExhausted as error:
+                    refused.append(error)
+                else:
+                    refused.append(None)
+            if month is before or self._documents.compare_and_set(LLM_BUDGETS, month, before.get("rev", 0)):
+                return refused
         raise RevisionConflict(f"the LLM's budget was changed by others {CONFLICT_ATTEMPTS} times in a row; try again")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from prefect import task
 
-from tasks import log, registry
+from tasks import log, mlflow_pages, registry
 from tasks.documents import Document, Documents
 from tasks.llm_budget import LOST, Budget, Spent, calls_of, day_of
 from tasks.llm_keys import key_states
@@ -27,6 +27,9 @@ KIND: Final = "costs"
 NOTHING: Final = "nothing"
 SPENT: Final = "spent"
 SHOWN_SYMBOLS: Final = 30
+_SIDE_BY_SIDE: Final = ("usd", "calls", "useful", "lost", "month_usd")
+# MLflow refuses a tag with more
+_NOTE: Final = 5000
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,6 @@ def keep(settings: Settings, found: Costs, now: datetime) -> str:
     """Write the day as a run of the experiment ``llm-costs``, once per day; its link."""
     from mlflow.entities import Metric, RunTag
 
-    from tasks.mlflow_pages import run_link
-
     client = registry.connect(settings)
     experiment = registry.experiment_id(client, settings, EXPERIMENT)
     metrics = {
@@ -139,8 +140,12 @@ def keep(settings: Settings, found: Costs, now: datetime) -> str:
         "kind": KIND,
         "day": found.day,
         "data_mode": ", ".join(found.data_modes) or "unknown",
-        "mlflow.note.content": report(found),
+        "mlflow.note.content": report(found)[:_NOTE],
     }
+    mlflow_pages.share_view(client, experiment, "days", kind=KIND, metrics=_SIDE_BY_SIDE)
+    days = f"[all days side by side]({mlflow_pages.view_link(settings, experiment, 'days')})"
+    head = f"{found.day}: {found.usd:.4f} USD for {found.calls:,} calls. A run is a UTC day; {days}."
+    client.set_experiment_tag(experiment, "mlflow.note.content", f"{head}\n\n{report(found)}"[:_NOTE])
     at_ms = int(now.timestamp() * 1000)
     [*known] = client.search_runs([experiment], f"tags.day = '{found.day}'", max_results=1)
     if known:
@@ -150,7 +155,7 @@ def keep(settings: Settings, found: Costs, now: datetime) -> str:
     else:
         record = registry.Record(f"LLM costs {found.day}", metrics=metrics, tags=tags)
         run_id = registry.log_run(client, experiment, record, at_ms=at_ms)
-    return run_link(settings, experiment, run_id)
+    return mlflow_pages.run_link(settings, experiment, run_id)
 
 
 def default_day(moment: datetime) -> str:

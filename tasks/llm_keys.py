@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from pydantic import SecretStr
 
 from tasks import log
 from tasks.documents import Document, Documents
+from tasks.llm_commits import GroupCommit
 from tasks.store import LLM_KEYS
 from trading.errors import LlmError, LlmKeyRefused, LlmRateLimited, NoLlmKey, RevisionConflict
 
@@ -89,6 +89,12 @@ class Lease:
     id: str
     at: datetime
     state: KeyState
+
+
+# a promise; or none, when there may be one, and what each key waits for
+_Taken = tuple[Lease | None, datetime | None, str]
+# given all keys and the time: one of them as it is to be, or None, and the answer to who wanted the change
+_Change = Callable[[Sequence[KeyState], datetime], tuple[KeyState | None, Any]]
 
 
 def free_at(state: KeyState, rule: KeyRule, now: datetime) -> datetime:
@@ -170,7 +176,7 @@ class KeyPool:
         self._clock, self._sleep = clock, sleep
         self._names = [fingerprint(documents, key) for key in keys]
         # threads of one process would only make each other's writes fail
-        self._lock = threading.Lock()
+        self._changes: GroupCommit[_Change, Any] = GroupCommit(self._changed)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -183,7 +189,7 @@ class KeyPool:
             StoreError: the store cannot be used; nothing was promised.
         """
         while True:
-            lease, moment, said = self._take_now()
+            lease, moment, said = self._promise(uuid.uuid4().hex)
             if lease is not None:
                 return lease
             if moment is None or moment > latest:
@@ -214,32 +220,56 @@ class KeyPool:
         if ended and then.until is not None:
             log.logger().error("LLM key cannot be used", key=then.number, why=then.why, until=then.until.isoformat())
 
-    def _take_now(self) -> tuple[Lease | None, datetime | None, str]:
-        """A promise; or when there may be one, and what each key waits for."""
-        with self._lock:
-            for _ in range(CONFLICT_ATTEMPTS):
-                # looked at after the lock was had: waiting for it takes time, too
-                now = _cut(self._clock())
-                states = [_state(self._documents, name, number) for number, name in enumerate(self._names, 1)]
-                moments = [free_at(state, self._rule, now) for state in states]
-                free = next((state for state, moment in zip(states, moments, strict=True) if moment <= now), None)
-                if free is None:
-                    said = [_said(state, at, now) for state, at in zip(states, moments, strict=True)]
-                    return None, min(moments, default=None), "; ".join(said) or "there is none; set OPENAI_API_KEY"
-                lease = Lease(free.number, self._keys[free.number - 1], uuid.uuid4().hex, now, free)
-                if self._write(promised(free, self._rule, now, lease.id)):
-                    return lease, None, ""
-        raise RevisionConflict(f"the LLM keys were changed by others {CONFLICT_ATTEMPTS} times in a row; try again")
+    def _promise(self, promise: str) -> _Taken:
+        """A promise of the first key that is free."""
+
+        def change(states: Sequence[KeyState], now: datetime) -> tuple[KeyState | None, _Taken]:
+            moments = [free_at(state, self._rule, now) for state in states]
+            free = next((state for state, moment in zip(states, moments, strict=True) if moment <= now), None)
+            if free is not None:
+                lease = Lease(free.number, self._keys[free.number - 1], promise, now, free)
+                return promised(free, self._rule, now, promise), (lease, None, "")
+            said = [_said(state, at, now) for state, at in zip(states, moments, strict=True)]
+            why = "; ".join(said) or "there is none; set OPENAI_API_KEY"
+            return None, (None, min(moments, default=None), why)
+
+        taken: _Taken = self._changes.submit(change)
+        return taken
 
     def _change(self, number: int, change: Callable[[KeyState], KeyState]) -> tuple[KeyState, KeyState]:
         """The key before and after."""
-        with self._lock:
-            for _ in range(CONFLICT_ATTEMPTS):
-                state = _state(self._documents, self._names[number - 1], number)
-                then = change(state)
-                if then == state or self._write(then):
-                    return state, then
-        raise RevisionConflict(f"LLM key {number} was changed by others {CONFLICT_ATTEMPTS} times in a row; try again")
+
+        def one(states: Sequence[KeyState], now: datetime) -> tuple[KeyState | None, tuple[KeyState, KeyState]]:
+            state = states[number - 1]
+            then = change(state)
+            return None if then == state else then, (state, then)
+
+        changed: tuple[KeyState, KeyState] = self._changes.submit(one)
+        return changed
+
+    def _changed(self, changes: list[_Change]) -> list[Any]:
+        """What each change gives, in their order; one write for each key that they change."""
+        given: dict[int, Any] = {}
+        for _ in range(CONFLICT_ATTEMPTS):
+            # looked at here, after the turn was waited for
+            now = _cut(self._clock())
+            held = [_state(self._documents, name, number) for number, name in enumerate(self._names, 1)]
+            states, hoped = list(held), dict[int, tuple[int, Any]]()
+            for at, change in enumerate(changes):
+                if at in given:
+                    continue
+                then, answer = change(states, now)
+                if then is None:
+                    given[at] = answer
+                else:
+                    states[then.number - 1] = then
+                    hoped[at] = (then.number, answer)
+            for before, after_all in zip(held, states, strict=True):
+                if after_all is not before and self._write(after_all):
+                    given |= {at: answer for at, (number, answer) in hoped.items() if number == after_all.number}
+            if len(given) == len(changes):
+                return [given[at] for at in range(len(changes))]
+        raise RevisionConflict(f"the LLM keys were changed by others {CONFLICT_ATTEMPTS} times in a row; try again")
 
     def _write(self, state: KeyState) -> bool:
         document: Document = {

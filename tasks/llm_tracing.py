@@ -7,6 +7,7 @@ analysis goes on without a trace: the call's document in the store has tokens an
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class MlflowTracer:
             _span(root, call, talk)
         last = calls[-1].reply
         root.end(
-            outputs={"error": talk.error} if talk.error else {"reply": last.text if last else None},
+            outputs={"error": talk.error} if talk.error else {"reply": _readable(last.text) if last else None},
             status="ERROR" if talk.error else "OK",
             end_time_ns=_ns(calls[-1], calls[-1].seconds),
         )
@@ -81,7 +82,7 @@ def opened_tracer(settings: Settings) -> Iterator[MlflowTracer | None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        _require_answer(settings)
+        require_answer(settings)
         tracer = MlflowTracer(_experiment(settings))
     except (MlflowException, httpx.HTTPError) as error:
         log.logger().warning("LLM calls are not traced", reason=str(error)[:300])
@@ -98,7 +99,7 @@ def trace_link(settings: Settings, experiment: str, trace: str) -> str:
     return f"{settings.mlflow_ui_url.rstrip('/')}/#/experiments/{experiment}/traces?selectedEvaluationId={trace}"
 
 
-def _require_answer(settings: Settings) -> None:
+def require_answer(settings: Settings) -> None:
     """Ask a server whether it is there: MLflow's own client would try for minutes. Raises httpx.HTTPError."""
     uri = registry.tracking_uri(settings)
     if uri.startswith(("http://", "https://")):
@@ -145,6 +146,14 @@ def _span(root: LiveSpan, call: Exchange, talk: Conversation) -> None:
         status="OK" if call.reply else "ERROR",
         end_time_ns=_ns(call, call.seconds),
     )
+
+
+def _readable(text: str) -> Any:
+    """A reply that is JSON as what it says, so that the pages show it and not its quotation marks."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _cost(call: Exchange, talk: Conversation) -> dict[str, float]:

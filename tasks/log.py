@@ -1,7 +1,8 @@
 """Structured logs: one event and its fields a line, with flow run id, symbol and window on each.
 
 Lines go through the standard ``logging`` logger ``tradeflows``, which Prefect sends to its API when
-``PREFECT_LOGGING_EXTRA_LOGGERS`` names it (the deployments do).
+``PREFECT_LOGGING_EXTRA_LOGGERS`` names it (the deployments do). Each record has its fields as ``record.fields``, too:
+of them ``tasks.log_lines`` makes JSON where lines are collected.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import structlog
 
+from tasks.log_lines import JsonLines
 from trading.window import Window
 
 NAME = "tradeflows"
@@ -31,12 +34,28 @@ def configure(log_format: Literal["text", "json"] = "text") -> None:
             structlog.stdlib.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            partial(_record, renderer),
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _record(renderer: Any, logger: Any, method: str, event: dict[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
+    """The text of a line, and its fields beside it."""
+    fields = dict(event)
+    return (renderer(logger, method, event),), {"extra": {"fields": fields}}
+
+
+def to_console(log_format: Literal["text", "json"]) -> None:
+    """Write the lines of this process to standard error, for processes in which Prefect does not."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if log_format == "json" else logging.Formatter("%(levelname)-7s %(message)s"))
+    own = logging.getLogger(NAME)
+    own.addHandler(handler)
+    own.setLevel(logging.INFO)
+    own.propagate = False
 
 
 def logger() -> structlog.stdlib.BoundLogger:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # raise it whenever analyses come out differently for the same inputs
-REVISION: Final = 1
+REVISION: Final = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,7 @@ def look(store: Store, window: Window, request: AnalysisRequest, panel: Panel) -
     inputs = inputs_digest(
         REVISION, window.symbol, window.timeframe.value, found, panel.models.versions(), strategies, panel.llm,
         weights, panel.threshold, request.horizon, panel.settings_version, panel.disabled,
+        [one.analyst for one in panel.unconfigured],
     )  # fmt: skip
     last: datetime = candles.index[-1].to_pydatetime()
     chosen = panel.models.champion
@@ -67,6 +68,7 @@ def look(store: Store, window: Window, request: AnalysisRequest, panel: Panel) -
         # all are settled over the same bars: those that the model speaks of
         horizon=chosen.model.label.horizon if chosen is not None else request.horizon,
         settings_version=panel.settings_version,
+        candles_start=candles.index[0].to_pydatetime().astimezone(UTC),
     )
     return Look(window, candles, calendar, seen)
 

@@ -17,6 +17,7 @@ from prefect import task
 from tasks import log, registry
 from tasks.documents import Collection, Document, encoded
 from tasks.quarantine import RELEASED
+from tasks.report_garbage import sweep
 from tasks.retention import (
     Retention,
     forgettable,
@@ -25,7 +26,7 @@ from tasks.retention import (
     too_old,
 )
 from tasks.retry import STORE, prefect_options
-from tasks.run_garbage import Collected, collect, promoted
+from tasks.run_garbage import Collected, collect, collect_traces, collect_versions, promoted
 from tasks.settings import Settings, load_settings
 from tasks.sqlite_files import databases, vacuum
 from tasks.store import (
@@ -91,7 +92,8 @@ class Maintained:
 def maintain(
     store: Store, settings: Settings, client: MlflowClient | None, retention: Retention, *, now: datetime, dry_run: bool
 ) -> Maintained:
-    """Remove what is too old at ``now`` from the store and from MLflow, then write half-empty files anew.
+    """Remove what is too old at ``now`` from the store, from MLflow and from the reports' folder, then write
+    half-empty files anew.
 
     Args:
         client: None where there is no MLflow yet.
@@ -100,11 +102,20 @@ def maintain(
         RevisionConflict: a backup or another maintenance is at work.
     """
     with alone(store, "maintenance") as hold:
-        found = None
+        rows, remarks = [], []
         if client is not None:
             found = collect(client, settings, store, retention, now=now, dry_run=dry_run, hold=hold)
-        rows = [*_of_mlflow(found), *_of_store(store, client, retention, now, dry_run, hold)]
-        remarks = [found.remark] if found is not None and found.remark else []
+            rows += _of_mlflow(found)
+            remarks += [found.remark] if found.remark else []
+            before = retention.before("versions", now)
+            versions = collect_versions(client, store, before, dry_run=dry_run, hold=hold)
+            rows.append(Removed("versions that were never promoted", len(versions), 0))
+            before = retention.before("traces", now)
+            rows.append(Removed("MLflow traces", collect_traces(client, before, dry_run=dry_run, hold=hold), 0))
+        swept = sweep(store, settings.home, retention, now=now, dry_run=dry_run, hold=hold)
+        rows.append(Removed("reports", swept.removed, swept.bytes, swept.kept))
+        # what an answer leads to is looked at while it is there: it goes with the maintenance after this one
+        rows += _of_store(store, client, retention, now, dry_run, hold)
         if not dry_run:
             store.documents.purge(now)
         files = {}
@@ -117,11 +128,10 @@ def maintain(
     return Maintained(dry_run, rows, files, remarks)
 
 
-def _of_mlflow(found: Collected | None) -> list[Removed]:
-    if found is None:
-        return []
+def _of_mlflow(found: Collected) -> list[Removed]:
     return [
         Removed("MLflow runs that failed: deleted, can be restored", len(found.deleted), 0),
+        Removed("MLflow runs that ended well: deleted, can be restored", len(found.old), 0),
         Removed("MLflow runs deleted before: gone", len(found.gone), found.bytes, len(found.kept)),
         Removed("MLflow models deleted before: gone", len(found.models), 0),
     ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Final
 
+import httpx
 from prefect import task
 
-from tasks import model_analyst, registry
+from tasks import log, model_analyst, promotions, registry
 from tasks.disabled_strategies import disabled
 from tasks.engine_settings import current, selected_strategies
+from tasks.llm_tracing import require_answer
 from tasks.model_analyst import Models
 from tasks.retry import STORE, prefect_options
 from tasks.scoreboards import weights_at
@@ -18,9 +22,13 @@ from tasks.store import Store, configured_store
 from tasks.strategy_settings import EngineSettings
 from tasks.technical_analyst import Selected, Weights
 from tasks.training import model_name
+from trading.analysis import MODEL, Abstention
 from trading.window import Timeframe
 
 THRESHOLD, TIME_TO_LIVE = 0.2, timedelta(minutes=15)
+# what MLflow says may quote its own address
+_USER: Final = re.compile(r"//[^/@\s]+@")
+_SHOWN: Final = 300
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Panel:
     Attributes:
         settings_version: of the engine's settings, from which strategies, threshold and time to live are.
         disabled: strategies that would have spoken and may not, each with the reason.
+        unconfigured: analysts that are not there to begin with, each with the reason: nobody waits for them.
         weights: see ``tasks.scoreboards``.
         llm: names the LLM and its endpoint; empty where it is off.
         threshold: a combined score nearer to zero is Neutral.
@@ -53,6 +62,7 @@ class Panel:
     strategies: tuple[Selected, ...] = ()
     settings_version: str = ""
     disabled: tuple[str, ...] = ()
+    unconfigured: tuple[Abstention, ...] = ()
     weights: Weights = field(default_factory=dict)
     llm: str = ""
     threshold: float = THRESHOLD
@@ -89,6 +99,30 @@ def strategies_of(store: Store, settings: Settings, request: AnalysisRequest, no
     )
 
 
+def with_models(store: Store, settings: Settings, panel: Panel, name: str, now: datetime) -> Panel:
+    """The panel with the verified models of a name.
+
+    A model that never had a champion is *unconfigured*: the rules speak alone, and that is all there is to it. One
+    whose champion was refused or is gone, or cannot be looked up because MLflow does not answer, abstains.
+
+    Raises:
+        ConfigurationError: there is no signing key to verify with.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        require_answer(settings)
+        found = model_analyst.models(registry.connect(settings), settings, name, store=store, now=now)
+    except (MlflowException, httpx.HTTPError) as error:
+        why = f"MLflow does not tell of {name} ({_USER.sub('//', str(error))[:_SHOWN]}); see whether it runs and has it"
+        log.logger().error("the model is silent", reason=why)
+        return replace(panel, models=Models(abstention=Abstention(MODEL, why)))
+    why_not = found.abstention
+    if why_not is not None and not found.refused and not promotions.history(store, name):
+        return replace(panel, models=replace(found, abstention=None), unconfigured=(*panel.unconfigured, why_not))
+    return replace(panel, models=found)
+
+
 # --- Prefect tasks -------------------------------------------------------------------------------
 
 
@@ -102,11 +136,8 @@ def panel_task(model_symbols: list[str], request: AnalysisRequest, now: datetime
     settings = load_settings()
     with configured_store(settings) as store:
         chosen = strategies_of(store, settings, request, now)
-        client = registry.connect(settings)
-        name = model_name(model_symbols, request.timeframe)
         return replace(
-            chosen,
-            models=model_analyst.models(client, settings, name, store=store, now=now),
+            with_models(store, settings, chosen, model_name(model_symbols, request.timeframe), now),
             weights=weights_at(store, request.timeframe, request.end),
             llm=f"{settings.llm_url} {settings.llm_model}" if settings.llm else "",
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tasks import model_files, signing
+from tasks import credentials, model_files, signing
 from tasks.settings import Settings
 from trading.errors import ConfigurationError, ModelNotFound
 
@@ -69,6 +69,8 @@ def connect(settings: Settings) -> MlflowClient:
             raise ConfigurationError(
                 f"cannot make {folder}: {error.strerror}; set TRADEFLOWS_HOME to a folder you can write"
             ) from error
+    # MLflow's client looks for them there alone
+    os.environ.update(credentials.for_clients(settings))
     from mlflow import MlflowClient
 
     from tasks.log import quiet_libraries

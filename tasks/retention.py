@@ -38,6 +38,12 @@ class Retention:
         datasets: frozen datasets that no registered model was trained on.
         corrections: what late corrections replaced, where no dataset needs it.
         runs: MLflow runs that failed or never ended, until they are deleted; and those deleted, until they are gone.
+        finished_runs: MLflow runs that ended well, until they are deleted; none that a registered version, the
+            promotion history or a stored answer names.
+        versions: registered versions that were never promoted.
+        traces: conversations with the LLM in MLflow.
+        reports: pages and pictures on the disk, but for those that a stored answer shows again.
+        most_reports: of each kind not more than so many are kept, however young.
 
     Raises:
         InvalidRequest: so few days that work under way would miss something.
@@ -52,6 +58,11 @@ class Retention:
     datasets: int = 365
     corrections: int = 365
     runs: int = 30
+    finished_runs: int = 90
+    versions: int = 365
+    traces: int = 30
+    reports: int = 90
+    most_reports: int = 100
 
     def __post_init__(self) -> None:
         least = {"results": LEAST_RESULT_DAYS, "llm_calls": LEAST_LLM_DAYS}
@@ -63,6 +74,20 @@ class Retention:
         """The moment before which things of that name are too old."""
         days: int = getattr(self, name)
         return now - timedelta(days=days)
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """Something with a name that was last changed ``at`` (UTC)."""
+
+    name: str
+    at: datetime
+
+
+def surplus(found: Iterable[Stamped], most: int, cutoff: datetime) -> list[Stamped]:
+    """Those that are older than ``cutoff`` or beyond the ``most`` newest, the oldest first; the newest is never one."""
+    order = sorted(found, key=lambda one: (one.at, one.name), reverse=True)
+    return [one for rank, one in enumerate(order) if rank and (rank >= most or one.at < cutoff)][::-1]
 
 
 def last_used(result: Mapping[str, Any]) -> datetime:

@@ -1,24 +1,29 @@
-"""MLflow's garbage: runs of work that failed are deleted, and what was deleted long enough ago is gone for good.
+"""MLflow's garbage: runs of work that failed, and of work that ended well long ago, are deleted; what was deleted long
+enough ago is gone for good. Old conversations with the LLM go at once.
 
+A registered version goes when it is old, was never a champion, and has no name; its run is then like any other.
 Never touched is the family (parent, children, their children) of a run that a registered version came from or that
-the promotion history names as evidence, nor any model that a version was registered from.
+the promotion history names as evidence, nor any model that a version was registered from. What a stored answer or the
+record that analysts are weighed by links to stays as long as that does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlparse
 
-from tasks import log
+from tasks import log, model_files, registry
+from tasks.llm_tracing import EXPERIMENT
 from tasks.retention import Retention, root_of
 from tasks.settings import Settings
-from tasks.store import PROMOTIONS, Store
+from tasks.store import PROMOTIONS, RESULTS, SCOREBOARDS, Store
+from tasks.upkeep import earlier
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +33,12 @@ _PARENT: Final = "mlflow.parentRunId"
 _OURS: Final = "tags.`mlflow.source.name` = 'tradeflows'"
 _UNFINISHED: Final = ("FAILED", "KILLED", "RUNNING")
 _PAGE: Final = 500
+# traces that one request removes: each is a write that others wait for
+_TRACES: Final = 100
+# answers that link to a run
+_LINKED: Final = "backtest"
+# deleting is a request for each run; what is more is left for the next maintenance
+MOST: Final = 5_000
 _DAY_MS: Final = 86_400_000
 
 
@@ -58,10 +69,12 @@ class Promoted:
 class Collected:
     """What was done: ids of runs deleted (they can be restored), of runs and models gone for good, bytes of files.
 
-    ``kept`` are deleted runs and models that must stay; ``remark`` says why nothing could be removed for good.
+    ``deleted`` failed or never ended, ``old`` ended well. ``kept`` are deleted runs and models that must stay;
+    ``remark`` says why nothing could be removed for good.
     """
 
     deleted: tuple[str, ...]
+    old: tuple[str, ...]
     gone: tuple[str, ...]
     models: tuple[str, ...]
     bytes: int
@@ -91,35 +104,101 @@ def collect(
     client: MlflowClient, settings: Settings, store: Store, retention: Retention, *, now: datetime, dry_run: bool,
     hold: Callable[[], None],
 ) -> Collected:  # fmt: skip
-    """Delete runs of ours that failed, or never ended, and are too old, with all below them; then remove for good
-    what was deleted (by us or by people) before as long a time again.
+    """Delete runs of ours that failed, or never ended, or ended well, and are too old, with all below them; then remove
+    for good what was deleted (by us or by people) before as long a time again as failed ones are kept.
 
     Args:
         hold: called between steps, to keep a lease.
     """
-    stay = promoted(client, store)
-    cutoff_ms = int(retention.before("runs", now).timestamp() * 1000)
+    stay, linked = promoted(client, store), _linked(store)
     parents: dict[str, str | None] = {}
-    deleted = []
-    for run in _unfinished(client, cutoff_ms):
-        hold()
-        _climb(client, run, parents)
-        if stay.holds(run, root_of(run, parents)):
-            continue
-        for one in _family(client, run):
-            if one in deleted:
+    remarks = []
+
+    def delete(runs: Iterable[str]) -> tuple[str, ...]:
+        """The families of these runs, but for those that must stay."""
+        done: dict[str, None] = {}
+        for run in runs:
+            hold()
+            _climb(client, run, parents)
+            root = root_of(run, parents)
+            if root in linked or stay.holds(run, root):
                 continue
-            deleted.append(one)
+            if len(done) >= MOST:
+                remarks.append(f"more than {MOST:,} runs are to be deleted: the rest with the next maintenance")
+                break
+            family = [one for one in _family(client, run) if one not in done]
+            done |= dict.fromkeys(family)
             if not dry_run:
-                _delete(client, one, stay)
+                _delete(client, family, stay, hold)
+        return tuple(done)
+
+    failed = delete(_unfinished(client, _ms(retention.before("runs", now))))
+    old = delete(_ended(client, _ms(retention.before("finished_runs", now))))
     backend = backend_of(settings)
     if backend is None:
-        remark = (
+        remarks.append(
             f"runs deleted on {urlparse(settings.mlflow_tracking_uri or '').hostname} are not removed for good from "
             "here: run mlflow gc beside its database"
         )
-        return Collected(tuple(deleted), (), (), 0, (), remark)
-    return _gone(client, settings, store, backend, retention, tuple(deleted), parents, dry_run=dry_run, hold=hold)
+        return Collected(failed, old, (), (), 0, (), "; ".join(remarks))
+    done = _gone(client, settings, store, backend, retention, parents, dry_run=dry_run, hold=hold)
+    return replace(done, deleted=failed, old=old, remark="; ".join(remarks))
+
+
+def collect_traces(client: MlflowClient, before: datetime, *, dry_run: bool, hold: Callable[[], None]) -> int:
+    """Remove conversations with the LLM that began before then; how many. Other experiments' traces are not ours."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return 0
+    if dry_run:
+        query = f"attributes.timestamp_ms < {_ms(before)}"
+        found = _paged(
+            lambda page: client.search_traces(
+                locations=[experiment.experiment_id], filter_string=query, max_results=_PAGE, page_token=page,
+                include_spans=False,
+            )
+        )  # fmt: skip
+        return sum(1 for _ in found)
+    count = 0
+    while True:
+        hold()
+        last = client.delete_traces(experiment.experiment_id, max_timestamp_millis=_ms(before) - 1, max_traces=_TRACES)
+        count += int(last)
+        if last < _TRACES:
+            return count
+
+
+def collect_versions(
+    client: MlflowClient, store: Store, before: datetime, *, dry_run: bool, hold: Callable[[], None]
+) -> list[str]:
+    """Remove versions of ours made before then that were never promoted, that no alias names and that are not the
+    newest of their model: names and numbers. Their runs and files are garbage from then on."""
+    moves = store.documents.find(PROMOTIONS)
+    moved = {(one["model"], str(one[field])) for one in moves for field in ("from_version", "to_version")}
+    gone = []
+    for model in _paged(lambda page: client.search_registered_models(max_results=200, page_token=page)):
+        for version in registry.versions(client, model.name)[1:]:
+            hold()
+            ours = model_files.MANIFEST_SHA256 in version.tags
+            held = version.aliases or (model.name, str(version.version)) in moved
+            if ours and not held and version.creation_timestamp < _ms(before):
+                gone.append(f"{model.name} {version.version}")
+                if not dry_run:
+                    client.delete_model_version(model.name, version.version)
+    return gone
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _linked(store: Store) -> frozenset[str]:
+    """Runs that stored answers, and the records that analysts are weighed by, lead to."""
+    results = earlier(store, RESULTS, "created_at", None, {"kind": _LINKED})
+    boards: dict[str, str] = {}
+    for one in earlier(store, SCOREBOARDS, "until", None):
+        boards.setdefault(one["timeframe"], str(one.get("run_id")))
+    return frozenset({*(str(one["result"].get("run_id")) for one in results), *boards.values()})
 
 
 def backend_of(settings: Settings) -> str | None:
@@ -134,7 +213,7 @@ def backend_of(settings: Settings) -> str | None:
 
 def _gone(
     client: MlflowClient, settings: Settings, store: Store, backend: str, retention: Retention,
-    deleted: tuple[str, ...], parents: dict[str, str | None], *, dry_run: bool, hold: Callable[[], None],
+    parents: dict[str, str | None], *, dry_run: bool, hold: Callable[[], None],
 ) -> Collected:  # fmt: skip
     from mlflow.cli import _gc_tracking_resources
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -177,18 +256,46 @@ def _gone(
         freed += _size(logged.artifact_location, artifacts)
         if not dry_run:
             remove(runs=[], logged=[model])
-    log.logger().info("MLflow collected", deleted=len(deleted), gone=len(gone), models=len(models), dry_run=dry_run)
-    return Collected(deleted, tuple(gone), tuple(models), freed, tuple(kept))
+    log.logger().info("MLflow collected", gone=len(gone), models=len(models), dry_run=dry_run)
+    return Collected((), (), tuple(gone), tuple(models), freed, tuple(kept))
 
 
-def _delete(client: MlflowClient, run: str, stay: Promoted) -> None:
-    """Delete a run as people do, and the models that it logged and nobody registered."""
-    experiment = client.get_run(run).info.experiment_id
-    logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run}'")
+def _delete(client: MlflowClient, family: Sequence[str], stay: Promoted, hold: Callable[[], None]) -> None:
+    """Delete the runs of a family as people do, and the models that they logged and nobody registered."""
+    experiment = client.get_run(family[-1]).info.experiment_id
+    logged = _paged(lambda page: client.search_logged_models([experiment], page_token=page))
+    models: dict[str, list[str]] = {}
     for model in logged:
-        if not stay.names(model.model_id):
-            client.delete_logged_model(model.model_id)
-    client.delete_run(run)
+        models.setdefault(str(model.source_run_id), []).append(str(model.model_id))
+    for run in family:
+        hold()
+        for name in models.get(run, ()):
+            if not stay.names(name):
+                client.delete_logged_model(name)
+        client.delete_run(run)
+
+
+def _ended(client: MlflowClient, cutoff_ms: int) -> Iterator[str]:
+    """Active runs of ours at the top of their families that began before the cutoff and ended well, the oldest first.
+
+    One below a run that was deleted alone is at the top, too.
+    """
+    experiments = [one.experiment_id for one in _paged(lambda page: client.search_experiments(page_token=page))]
+    if not experiments:
+        return
+    query = f"attributes.status = 'FINISHED' and attributes.start_time < {cutoff_ms} and {_OURS}"
+    above = {
+        str(run.info.run_id): (run.info.start_time, run.data.tags.get(_PARENT))
+        for run in _runs(client, experiments, query)
+    }
+    for run, (_, parent) in sorted(above.items(), key=lambda one: one[1][0]):
+        if parent is None or (parent not in above and not _active(client, parent)):
+            yield run
+
+
+def _active(client: MlflowClient, run: str) -> bool:
+    found = _run(client, run)
+    return found is not None and found.info.lifecycle_stage == "active"
 
 
 def _unfinished(client: MlflowClient, cutoff_ms: int) -> Iterator[str]:

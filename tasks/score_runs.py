@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _VIEW = "analysts"
 _SHOWN = ("profit", "profit_error", "hit_rate", "brier", "weight", "signals", "usd_per_useful")
+# MLflow refuses a tag with more
+_NOTE = 5000
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def score_analysts(
     else:
         folder = settings.home / "reports" / "settle" / request.timeframe.value
         folder.mkdir(parents=True, exist_ok=True)
-        picture = _draw(board, folder / f"{board.until:%Y%m%dT%H%M}.png")
-        run_id = _log(settings, client, experiment, board, picture, remarks, request, now, flow_run_id)
+        picture = _draw(board, folder / f"analysts-{board.until:%Y%m%dT%H%M}.png")
+        run_id = _log(client, experiment, board, picture, remarks, request, now, flow_run_id)
+        _describe(settings, client, experiment, board, run_id)
     put_scoreboard(store, board, run_id, now)
     return _scored(board, mlflow_pages.run_link(settings, experiment, run_id), picture, reused=known)
 
@@ -77,32 +80,37 @@ def table(board: Scoreboard) -> list[dict[str, str]]:
 
 
 def _log(
-    settings: Settings, client: MlflowClient, experiment: str, board: Scoreboard, picture: Path,
-    remarks: Sequence[str], request: SettleRequest, now: datetime, flow_run_id: str | None,
+    client: MlflowClient, experiment: str, board: Scoreboard, picture: Path, remarks: Sequence[str],
+    request: SettleRequest, now: datetime, flow_run_id: str | None,
 ) -> str:  # fmt: skip
     at_ms = int(now.timestamp() * 1000)
+    until = f"{board.until:%Y-%m-%d %H:%M}"
     tags = {
-        "kind": "settlements", "data_mode": ", ".join(board.modes), "digest": board.digest,
+        "kind": "settlements", "data_mode": ", ".join(board.modes), "digest": board.digest, "until": until,
         "prefect_flow_run": flow_run_id or "",
     }  # fmt: skip
+    # of those who are heard; the parts of an analyst have runs of their own below, with all figures
     metrics = {
         f"{name}.{figure}": value
-        for (name, version, _), one in board.figures.items()
-        if board.newest[name] == version
+        for (name, version, role), one in board.figures.items()
+        if board.newest[name] == version and role != PART
         for figure, value in one.metrics().items()
+        if figure in _SHOWN
     }
+    said = "\n\n".join(text(board, remarks))
     with tempfile.TemporaryDirectory(prefix="tradeflows-settle-") as temporary:
         report, sheet = Path(temporary) / "report.md", Path(temporary) / "scores.csv"
-        report.write_text("\n\n".join(text(board, remarks)))
+        report.write_text(said)
         _write_sheet(board, sheet)
         record = registry.Record(
-            name=f"analysts {board.until:%Y-%m-%d %H:%M}",
+            # the day first: the pages cut long names
+            name=f"{until} analysts",
             params={
                 "timeframe": request.timeframe.value, "score_days": request.score_days, "fee_rate": request.fee_rate,
                 "slippage_rate": request.slippage_rate, "hindsight": request.hindsight,
             },
-            metrics={"settled": board.settled, "hindsight": board.hindsight, "typical_move": board.scale, **metrics},
-            tags=tags,
+            metrics={"settled": board.settled, "made_late": board.hindsight, "typical_move": board.scale, **metrics},
+            tags={**tags, "mlflow.note.content": said[:_NOTE]},
             files=[report, sheet, picture],
         )  # fmt: skip
         run_id = registry.log_run(client, experiment, record, at_ms=at_ms)
@@ -114,8 +122,19 @@ def _log(
             tags={**tags, "kind": "analyst", "analyst": name},
         )
         registry.log_run(client, experiment, child, at_ms=at_ms, parent=run_id)
-    mlflow_pages.share_view(client, experiment, _VIEW, kind="analyst", metrics=_SHOWN)
     return run_id
+
+
+def _describe(settings: Settings, client: MlflowClient, experiment: str, board: Scoreboard, run_id: str) -> None:
+    """What the experiment's page says above its runs: the newest record, and where the tables are."""
+    mlflow_pages.share_view(client, experiment, _VIEW, kind="analyst", metrics=_SHOWN)
+    links = (
+        f"[The newest run]({mlflow_pages.run_link(settings, experiment, run_id)}), "
+        f"[its report]({mlflow_pages.run_link(settings, experiment, run_id, 'report.md')}), "
+        f"[all analysts of all records]({mlflow_pages.view_link(settings, experiment, _VIEW)}). A run is a record of "
+        "everybody at one time; each analyst and version is a run below it."
+    )
+    client.set_experiment_tag(experiment, "mlflow.note.content", "\n\n".join([links, *text(board, [])])[:_NOTE])
 
 
 def text(board: Scoreboard, remarks: Sequence[str]) -> list[str]:
@@ -126,12 +145,25 @@ def text(board: Scoreboard, remarks: Sequence[str]) -> list[str]:
     return [
         f"# Analysts, {board.timeframe.value}, until {board.until:%Y-%m-%d %H:%M} UTC",
         f"Data: **{', '.join(board.modes) or 'none'}**. {board.settled} settled analyses.{late}",
-        reports.markdown_table(table(board)),
-        "Profit is the mean of a signal after costs, a share of what was staked, filled at the next open; +- is one "
+        reports.markdown_table(_narrow(board)),
+        "Profit is the mean of a signal after costs, a share of what was staked, filled at the next open; ± is one "
         "standard error, over spans of two horizons. Brier and calibration compare confidence with what came true. "
         "A weight of 1 is what nobody's record has moved; 0 is that of who surely loses. Challengers and the parts of "
-        "an analyst are scored by the same rule as everybody, the LLM included.",
+        "an analyst are scored by the same rule as everybody, the LLM included. All figures are in scores.csv.",
         *reports.section("Not settled yet", remarks),
+    ]
+
+
+def _narrow(board: Scoreboard) -> list[dict[str, str]]:
+    """``table`` for pages that leave it half of their width."""
+    return [
+        {
+            "analyst": " ".join([row["analyst"], *([row["version"]] if row["version"] != "-" else [])])
+            + {COMPARED: " (compared)", PART: " (part)"}.get(row["role"], ""),
+            "signals": f"{row['signals']} of {row['settled']}",
+            **{name: row[name] for name in ("hit rate", "profit", "Brier", "weight")},
+        }
+        for row in table(board)
     ]
 
 
@@ -159,7 +191,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _with_error(value: float | None, error: float | None, form: str) -> str:
-    return _shown(value, form) + ("" if value is None or error is None else f" +- {format(error, form.lstrip('+'))}")
+    return _shown(value, form) + ("" if value is None or error is None else f" ± {format(error, form.lstrip('+'))}")
 
 
 def _write_sheet(board: Scoreboard, path: Path) -> None:

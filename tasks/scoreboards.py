@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,7 +22,8 @@ from trading.window import Timeframe
 
 # analyst, version, role
 Who = tuple[str, str, str]
-_COLUMNS: Final = ("direction", "confidence", "moved", "profit", "idle", "usd")
+_DIRECTIONS: Final = {signal.value: signal.direction for signal in Signal}
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,33 +73,44 @@ class Scoreboard:
 
 @dataclass
 class _Rows:
-    """Outcomes of one analyst as they are read, in columns."""
+    """Outcomes of one analyst as they are read, in columns; symbols by their number. 43 bytes each."""
 
-    columns: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in _COLUMNS})
+    direction: array[int] = field(default_factory=lambda: array("b"))
+    idle: array[int] = field(default_factory=lambda: array("b"))
+    late: array[int] = field(default_factory=lambda: array("b"))
+    confidence: array[float] = field(default_factory=lambda: array("d"))
+    moved: array[float] = field(default_factory=lambda: array("d"))
+    profit: array[float] = field(default_factory=lambda: array("d"))
+    usd: array[float] = field(default_factory=lambda: array("d"))
     cluster: array[int] = field(default_factory=lambda: array("q"))
-    symbol: list[str] = field(default_factory=list)
-    late: list[bool] = field(default_factory=list)
+    symbol: array[int] = field(default_factory=lambda: array("i"))
 
-    def add(self, result: Mapping[str, Any], symbol: str, cluster: int, late: bool) -> None:
-        values = {**result, "direction": Signal(result["signal"]).direction}
-        for name in _COLUMNS:
-            self.columns[name].append(float(values[name]))
+    def add(self, result: Mapping[str, Any], symbol: int, cluster: int, late: bool) -> None:
+        self.direction.append(_DIRECTIONS[result["signal"]])
+        self.idle.append(result["idle"])
+        self.late.append(late)
+        self.confidence.append(result["confidence"])
+        self.moved.append(result["moved"])
+        self.profit.append(result["profit"])
+        self.usd.append(result["usd"])
         self.cluster.append(cluster)
         self.symbol.append(symbol)
-        self.late.append(late)
 
-    def outcomes(self, chosen: np.ndarray) -> Outcomes:
-        """Those rows, (n,) booleans."""
-        values = {name: np.asarray(column)[chosen] for name, column in self.columns.items()}
+    def outcomes(self, chosen: np.ndarray | slice = _ALL) -> Outcomes:
+        """Those rows, by booleans or numbers; all by default."""
         return Outcomes(
-            direction=values["direction"].astype(np.int8),
-            confidence=values["confidence"],
-            moved=values["moved"],
-            profit=values["profit"],
-            idle=values["idle"] > 0,
-            usd=values["usd"],
-            cluster=np.asarray(self.cluster, dtype=np.int64)[chosen],
+            direction=np.asarray(self.direction)[chosen],
+            confidence=np.asarray(self.confidence)[chosen],
+            moved=np.asarray(self.moved)[chosen],
+            profit=np.asarray(self.profit)[chosen],
+            idle=np.asarray(self.idle)[chosen] > 0,
+            usd=np.asarray(self.usd)[chosen],
+            cluster=np.asarray(self.cluster)[chosen],
         )
+
+    def digest(self) -> bytes:
+        """Names all that is in the columns."""
+        return hashlib.sha256(b"".join(column.tobytes() for column in vars(self).values())).digest()
 
 
 def scoreboard(store: Store, request: SettleRequest) -> Scoreboard:
@@ -108,35 +121,40 @@ def scoreboard(store: Store, request: SettleRequest) -> Scoreboard:
 
 def tally(settled: Iterable[Document], request: SettleRequest) -> Scoreboard:
     """The figures of these settlements, which are in order of time."""
-    rows: dict[Who, _Rows] = {}
+    rows: dict[Who, _Rows] = defaultdict(_Rows)
     newest: dict[str, str] = {}
+    symbols: dict[str, int] = {}
     modes: set[str] = set()
     hashed = hashlib.sha256(json.dumps([request.cost_per_side, request.timeframe.value]).encode())
     count = late = 0
     step = int(request.timeframe.delta.total_seconds() * 1000)
     for one in settled:
+        made_late = one["hindsight"]
         # an outcome that was not known by ``end`` is none yet; late ones are taken along on demand
-        if one["exit_at"] >= request.end or (one["hindsight"] and not request.hindsight):
+        if one["exit_at"] >= request.end or (made_late and not request.hindsight):
             continue
-        count, late = count + 1, late + one["hindsight"]
+        count, late = count + 1, late + made_late
         modes.add(one["data_mode"])
         filled = int(one["entry_at"].timestamp() * 1000)
-        hashed.update(json.dumps([one["_id"], one["results"]], sort_keys=True).encode())
+        number = symbols.setdefault(one["symbol"], len(symbols))
+        hashed.update(one["_id"].encode())
         for result in one["results"]:
-            who = (result["analyst"], result["version"], result["role"])
+            name, version = result["analyst"], result["version"]
             cluster = cluster_of(filled, result["horizon"] * step)
-            rows.setdefault(who, _Rows()).add(result, one["symbol"], cluster, one["hindsight"])
-            newest[result["analyst"]] = result["version"]
+            rows[name, version, result["role"]].add(result, number, cluster, made_late)
+            newest[name] = version
     together = next((mine for (name, *_), mine in rows.items() if name == COMBINED), _Rows())
-    scale = typical_move(np.asarray(together.columns["moved"]))
+    scale = typical_move(np.asarray(together.moved))
     figures: dict[Who, Score] = {}
     by_symbol: dict[tuple[Who, str], Score] = {}
     weights: dict[Who, float] = {}
     for who, mine in sorted(rows.items()):
-        symbols, made_late = np.array(mine.symbol), np.array(mine.late)
-        figures[who] = score(mine.outcomes(np.ones(len(symbols), dtype=bool)), scale)
-        weights[who] = score(mine.outcomes(~made_late), scale).weight if late else figures[who].weight
-        by_symbol |= {(who, name): score(mine.outcomes(symbols == name), scale) for name in np.unique(symbols).tolist()}
+        hashed.update(json.dumps(who).encode() + mine.digest())
+        figures[who] = score(mine.outcomes(), scale)
+        weights[who] = score(mine.outcomes(np.asarray(mine.late) == 0), scale).weight if late else figures[who].weight
+        of = np.asarray(mine.symbol)
+        each = ((symbol, np.flatnonzero(of == number)) for symbol, number in sorted(symbols.items()))
+        by_symbol |= {(who, symbol): score(mine.outcomes(chosen), scale) for symbol, chosen in each if len(chosen)}
     return Scoreboard(
         timeframe=request.timeframe,
         until=request.end,

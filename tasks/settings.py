@@ -1,21 +1,25 @@
 """Settings: read once, at the edge, from ``TRADEFLOWS_*`` environment variables; frozen after.
 
 Four variables keep the names that the surrounding services use: ``MONGODB_URL``, ``ENGINE_URL``,
-``MLFLOW_TRACKING_URI`` and ``TRADEFLOWS_SIGNING_KEY``. Secrets are ``SecretStr`` and never printed.
+``MLFLOW_TRACKING_URI`` and ``TRADEFLOWS_SIGNING_KEY``. Secrets are ``SecretStr`` and never printed; each can be read
+from a file that its variable with ``_FILE`` names (``tasks.secret_files``).
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tasks import credentials
 from tasks.addresses import Access
+from tasks.secret_files import SUFFIX, SecretFiles, secret_fields
 from trading.errors import ConfigurationError
 
 PREFIX: Final = "TRADEFLOWS_"
@@ -32,9 +36,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     environment: Literal["development", "production"] = Field(
-        "development", description="production refuses to start without database URL and signing key"
+        "development", description="production refuses to start without database URL, signing key and password"
     )
     home: Path = Field(Path(".tradeflows"), description="folder of the embedded store, reports and local databases")
+
+    password: SecretStr | None = Field(
+        None,
+        description="of the user tradeflows at Prefect and MLflow; where it is set the local stack asks for it",
+    )
+    bind: str = Field(
+        "127.0.0.1",
+        description="address that the stack's Prefect and MLflow listen at; beyond loopback only with a password",
+    )
 
     exchange_url: str = Field("https://api.binance.com", description="Binance-style REST API")
     mirror_url: str | None = Field(None, description="a second Binance-style REST API, to fall back to or compare with")
@@ -138,6 +151,38 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("password")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        wrong = credentials.weakness(value.get_secret_value())
+        if wrong:
+            raise ValueError(f"the password {wrong}")
+        return value
+
+    @field_validator("bind")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return str(ipaddress.IPv4Address(value))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, files of secrets, the environment."""
+        return init_settings, SecretFiles(settings_cls), env_settings
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the stack's servers can be reached from this machine alone."""
+        return ipaddress.IPv4Address(self.bind).is_loopback
+
     @property
     def llm_keys(self) -> tuple[SecretStr, ...]:
         """The keys of the LLM in their order, each once; placeholders such as ``your-key-here`` are none."""
@@ -159,8 +204,9 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
         environment: instead of ``os.environ``, for tests that check the refusal of unknown keys.
 
     Raises:
-        ConfigurationError: an unknown ``TRADEFLOWS_`` variable, a value that does not fit, or production
-            without database URL or signing key. The message names the variable, never a secret's value.
+        ConfigurationError: an unknown ``TRADEFLOWS_`` variable, a value that does not fit, a file of a secret that
+            cannot be read, an address beyond loopback without a password, or production without database URL,
+            signing key or password. The message names the variable, never a secret's value.
     """
     _refuse_unknown(os.environ if environment is None else environment)
     try:
@@ -173,9 +219,31 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             for name, value in (("MONGODB_URL", settings.mongodb_url), ("TRADEFLOWS_SIGNING_KEY", settings.signing_key))
             if value is None or not value.get_secret_value()
         ]
+        # servers of others may have passwords of their own
+        if settings.password is None and not (
+            credentials.given_to_prefect(os.environ) and credentials.given_to_mlflow(os.environ)
+        ):
+            missing.append(credentials.VARIABLE)
         if missing:
             raise ConfigurationError(f"TRADEFLOWS_ENVIRONMENT is production, and {' and '.join(missing)} must be set")
+    if not settings.loopback and settings.password is None:
+        raise ConfigurationError(
+            f"TRADEFLOWS_BIND is {settings.bind}, where others reach it; set {credentials.VARIABLE}, too, or unset it"
+        )
     return settings
+
+
+def known_variables() -> frozenset[str]:
+    """Every variable with our prefix that means something."""
+    secrets = {name + SUFFIX for names in secret_fields(Settings).values() for name in names}
+    ours = {name for name in secrets if name.startswith(PREFIX)}
+    return frozenset({PREFIX + name.upper() for name in Settings.model_fields} | ours | FOREIGN)
+
+
+def secret_variables() -> frozenset[str]:
+    """Every variable that holds a secret of ours, or names its file."""
+    names = {name for names in secret_fields(Settings).values() for name in names}
+    return frozenset(names | {name + SUFFIX for name in names})
 
 
 def variable(field: str) -> str:
@@ -185,7 +253,7 @@ def variable(field: str) -> str:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | FOREIGN
+    known = known_variables()
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -213,7 +213,9 @@ def settlements(store: Store, timeframe: Timeframe, start: datetime, end: dateti
     at = start
     while at < end:
         span = Span("timestamp", at, min(at + DAY, end))
-        yield from store.documents.find(SETTLEMENTS, {"timeframe": timeframe.value}, span)
+        found = store.documents.find(SETTLEMENTS, {"timeframe": timeframe.value}, span)
+        # those of one bar in one order, whatever the store
+        yield from sorted(found, key=lambda one: (one["timestamp"], one["_id"]))
         at += DAY
 
 

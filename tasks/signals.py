@@ -14,8 +14,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from tasks import log
+from tasks.analysis_documents import analysis_key
 from tasks.documents import Document
 from tasks.store import SIGNALS, Store, series_key
+from trading.window import Timeframe
 
 CHANGED: Final = "tradeflows.signal.changed"
 DEGRADED: Final = "tradeflows.analysis.degraded"
@@ -23,7 +25,7 @@ DEGRADED: Final = "tradeflows.analysis.degraded"
 
 @dataclass(frozen=True)
 class Changed:
-    """A signal that is another than ``before``."""
+    """A signal that is another than ``before``; ``analysis`` is the id that ``tradeflows trace`` follows."""
 
     symbol: str
     timeframe: str
@@ -34,6 +36,7 @@ class Changed:
     timestamp: str
     price: float
     data_mode: str
+    analysis: str
 
 
 def follow(store: Store, stored: Document, tell: Callable[[Changed], None]) -> None:
@@ -59,6 +62,7 @@ def follow(store: Store, stored: Document, tell: Callable[[Changed], None]) -> N
                 timestamp=stored["timestamp"].isoformat(),
                 price=stored["price"],
                 data_mode=stored["data_mode"],
+                analysis=analysis_key(stored["symbol"], Timeframe(stored["timeframe"]), stored["timestamp"]),
             )
         )
     if known is None or known["signal"] != signal or known["timestamp"] != stored["timestamp"]:

@@ -37,6 +37,9 @@ from trading.window import Timeframe
 
 BUILT_IN: Final = "built-in"
 ENGINE: Final = "engine"
+# the built-in ones beside an engine that has none to tell
+NOT_SERVED: Final = "built-in (the engine serves none)"
+Origin = Literal["engine", "built-in", "built-in (the engine serves none)"]
 _MOST: Final = 100
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -72,7 +75,7 @@ class EngineSettings:
         timeframes: those that a strategy is limited to; one that is not named here speaks on all.
         confidence_threshold: a score nearer to zero is Neutral.
         time_to_live: for how long an analysis of the same candles is good.
-        origin: ``engine`` or ``built-in``.
+        origin: ``engine``, ``built-in``, or ``NOT_SERVED`` where there is an engine that has none to tell.
         number: of the version; 0 for the built-in ones.
         read_at: when the engine last told these (UTC); None for the built-in ones.
     """
@@ -81,7 +84,7 @@ class EngineSettings:
     timeframes: Mapping[str, tuple[Timeframe, ...]]
     confidence_threshold: float
     time_to_live: timedelta
-    origin: Literal["engine", "built-in"]
+    origin: Origin
     digest: str
     number: int = 0
     read_at: datetime | None = None
@@ -92,9 +95,9 @@ class EngineSettings:
         return f"{self.origin} {self.number} {self.digest[:8]}" if self.number else f"{self.origin} {self.digest[:8]}"
 
 
-def built_in() -> EngineSettings:
-    """What counts where no engine is configured: RSI, MACD, volume and Bollinger with their usual parameters."""
-    return settings_of(_content(_Told(strategies=[_Strategy(name) for name in USUAL])), BUILT_IN)
+def built_in(origin: Origin = BUILT_IN) -> EngineSettings:
+    """What counts where no engine tells any: RSI, MACD, volume and Bollinger with their usual parameters."""
+    return settings_of(_content(_Told(strategies=[_Strategy(name) for name in USUAL])), origin)
 
 
 def content_of(reply: Any) -> Document:
@@ -116,7 +119,7 @@ def content_of(reply: Any) -> Document:
 
 def settings_of(
     content: Mapping[str, Any],
-    origin: Literal["engine", "built-in"],
+    origin: Origin,
     number: int = 0,
     read_at: datetime | None = None,
 ) -> EngineSettings:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefect import task
 
-from tasks import log, mlflow_pages, model_files, promotions, registry, signing, training_runs
+from tasks import log, mlflow_pages, model_files, model_pages, promotions, registry, signing, training_runs
 from tasks.datasets import Dataset, load, select
 from tasks.learning import Learned, TrainingRequest, Tuning, earned_by, features_of, learn, walk_again
 from tasks.models import REFERENCE_SHA256, UNSEEN_SHA256
@@ -108,7 +108,7 @@ def train(
     """
     name = model_name(dataset.symbols, dataset.timeframe)
     key = training_key(dataset, request)
-    earlier = _earlier(client, name, key)
+    earlier = _earlier(client, settings, name, key)
     if earlier is not None:
         return earlier
     signing_key = signing.signing_key(settings)
@@ -163,6 +163,9 @@ def train(
             )
             training_runs.log_decision(client, run_id, decision)
             training_runs.describe(client, experiment, name, version, done.scores, decision)
+            model_pages.describe(
+                client, done, version_tags, request.horizon, training_runs.flow_link(tags["prefect_flow_run"])
+            )
             client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
             # a run that stays open looks as if it were still at work
@@ -263,7 +266,7 @@ def _walked(
     if other or version.tags["estimator"] not in ESTIMATORS:
         what = ", ".join(other) or f"estimator {version.tags['estimator']}"
         return Unscored(
-            f"version {version.version} was made with other {what}; if the new one is to follow it, promote it by hand"
+            f"version {version.version} has another {what}; if the new one is to follow it, promote it by hand"
         )
     return walk_again(learned, version.tags["estimator"], json.loads(version.tags["parameters"]), request)
 
@@ -273,13 +276,14 @@ def _champion_version(client: MlflowClient, name: str) -> str | None:
     return str(current.version) if current is not None else None
 
 
-def _earlier(client: MlflowClient, name: str, key: str) -> Trained | None:
-    """What an equal training left behind, with the champion as it is now."""
+def _earlier(client: MlflowClient, settings: Settings, name: str, key: str) -> Trained | None:
+    """What an equal training left behind, with the champion as it is now and links to where the pages are now."""
     version = registry.find_version(client, name, {"training_key": key})
     if version is None or client.get_run(version.run_id).info.status != "FINISHED":
         return None
     summary = json.loads(registry.run_file(client, version.run_id, SUMMARY).read_text())
-    return Trained(**{**summary, "champion": _champion_version(client, name), "reused": True})
+    links = {link: mlflow_pages.moved(settings, summary[link]) for link in ("run_link", "version_link", "compare_link")}
+    return Trained(**{**summary, **links, "champion": _champion_version(client, name), "reused": True})
 
 
 def _trials(settings: Settings) -> str:

@@ -96,6 +96,8 @@ def log_parent(
         name=f"{winner.estimator} {now:%Y-%m-%d %H:%M}",
         params={
             **asdict(request),
+            "estimators": ", ".join(request.estimators) or "all",
+            "rolling_days": request.rolling_days or "all",
             "estimator": winner.estimator,
             "features": learned.features.version,
             **{f"{winner.estimator}.{key}": value for key, value in learned.parameters[winner.estimator].items()},
@@ -114,7 +116,7 @@ def log_parent(
         tags={
             **tags,
             "kind": "training",
-            "flow_run": _flow_link(tags["prefect_flow_run"]),
+            "flow_run": flow_link(tags["prefect_flow_run"]),
             "feature_findings": ("; ".join(learned.findings) or "none")[:5000],
         },
         files=[folder / UNSEEN, folder / IMPORTANCE, folder / REFERENCE, *pictures],
@@ -172,7 +174,7 @@ def describe(
     verdict = "is the champion" if decision.promote else "was not promoted"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
     text = (
-        f"**{name} version {version} {verdict}.** Out of sample, after costs; each estimator is a run below the newest "
+        f"{name} version {version} {verdict}. Out of sample, after costs; each estimator is a run below the newest "
         f"training, with its folds.\n\n{reports.markdown_table(training_tables.side_by_side(scores))}\n\n{reasons}"
     )
     client.set_experiment_tag(experiment, "mlflow.note.content", text[:5000])
@@ -242,7 +244,7 @@ def _path_metrics(learned: Learned, estimator: str) -> dict[str, float]:
     return {f"paths.{name}": value for name, value in found.items()}
 
 
-def _flow_link(flow_run_id: str) -> str:
+def flow_link(flow_run_id: str) -> str:
     """The page of a flow run, where there is a Prefect server that stays."""
     from prefect.settings import PREFECT_API_URL
     from prefect.utilities.urls import url_for

@@ -21,7 +21,7 @@ def side_by_side(scores: Sequence[Mapping[str, Any]], winner: str = "") -> list[
         scores: as in ``tasks.training.Trained``.
     """
     return [
-        _bold({"estimator": row["estimator"]} | {_title(name): _cell(name, row.get(name)) for name in SHOWN}, winner)
+        _bold({"estimator": row["estimator"]} | {_title(name): _cell(name, row) for name in SHOWN}, winner)
         for row in scores
     ]
 
@@ -73,8 +73,9 @@ def _bold(row: dict[str, str], winner: str) -> dict[str, str]:
     return {name: f"**{value}**" if value else "" for name, value in row.items()}
 
 
-def _cell(name: str, value: float | None) -> str:
-    if value is None or (name in {"log_loss", "skill"} and abs(value) > _SURE):
+def _cell(name: str, row: Mapping[str, Any]) -> str:
+    value: float | None = row.get(name)
+    if value is None or (name in {"log_loss", "skill"} and row.get("log_loss", 0.0) > _SURE):
         return ""
     if name == "skill":
         return f"{value:+.2%}"

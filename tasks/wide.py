@@ -7,6 +7,7 @@ workers need the same settings and a store that they can reach.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
@@ -18,7 +19,7 @@ from tasks.settings import Settings
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from prefect import Task
+    from prefect import Flow, Task
     from prefect.task_runners import TaskRunner
 
 UPDATES: Final = 50  # of a progress bar: each is a request to Prefect
@@ -38,15 +39,29 @@ def runner(settings: Settings) -> AbstractContextManager[TaskRunner[Any]]:
     from prefect.context import FlowRunContext
     from prefect.task_runners import ThreadPoolTaskRunner
 
+    context = FlowRunContext.get()
     if settings.dask_address is not None:
         from prefect_dask import DaskTaskRunner
 
+        if context is not None and context.flow is not None:
+            send_whole(context.flow)
         cluster: TaskRunner[Any] = DaskTaskRunner(address=settings.dask_address)
         return cluster
-    context = FlowRunContext.get()
     if context is not None and not isinstance(context.task_runner, ThreadPoolTaskRunner):
         return nullcontext(context.task_runner)  # started with the flow
     return ThreadPoolTaskRunner(max_workers=os.cpu_count() or 1)
+
+
+def send_whole(flow: Flow[..., Any]) -> None:
+    """Let a flow that Prefect loaded from its file reach other processes.
+
+    It goes along with each task, and the name that its module was loaded under can be imported nowhere else.
+    """
+    import cloudpickle  # type: ignore[import-untyped]
+
+    name = flow.fn.__module__
+    if "." not in name:
+        cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
 def run_all(

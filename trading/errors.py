@@ -34,6 +34,9 @@
     │   ├── LlmReplyRejected     an answer, and twice not one that can be used
     │   ├── NoLlmKey             every key cools down, is refused or in use; carries ``until``
     │   └── BudgetExhausted      the call could cost more than what is left; carries ``until``
+    ├── RunError                 a flow run that was asked for over Prefect's API
+    │   ├── RunFailed            it failed, crashed or was cancelled; carries ``state``
+    │   └── RunUnfinished        it is still to start or under way after as long as somebody waited
     ├── SettingsTooOld           the engine's settings were read too long ago to act on, or never
     ├── NotificationFailed       transient: somebody who should be told was not; carries ``targets``
     └── StrategyError
@@ -241,6 +244,22 @@ class BudgetExhausted(LlmError):
     def __init__(self, message: str, until: datetime) -> None:
         super().__init__(message)
         self.until = until
+
+
+class RunError(TradeflowsError):
+    """A flow run that was asked for did not give what it was asked for."""
+
+
+class RunFailed(RunError):
+    """The run failed, crashed or was cancelled, as ``state`` says."""
+
+    def __init__(self, message: str, state: str) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+class RunUnfinished(RunError):
+    """The run has not ended in the time that somebody waited for it; it goes on."""
 
 
 class SettingsTooOld(TradeflowsError):

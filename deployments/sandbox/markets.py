@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pandas as pd
 
 from deployments.sandbox.generator import RECIPES, generate
 from tasks.files import read
@@ -115,11 +117,13 @@ def _coarse(source: Market, timeframe: Timeframe) -> Market:
 
 
 def _history(symbol: str) -> Market:
-    # real daily history that the arch package carries, taken from Yahoo Finance by its authors
-    from arch.data import nasdaq, sp500
-
-    table = {"SP500": sp500, "NASDAQ": nasdaq}[symbol].load()
-    opens = table.index.as_unit("ms").asi8
+    # real daily history that the arch package carries, taken from Yahoo Finance by its authors; importing the package
+    # would take 90 MB and seconds
+    spec = find_spec("arch")
+    assert spec is not None and spec.origin is not None  # noqa: S101 - a dependency
+    name = symbol.lower()
+    table = pd.read_csv(Path(spec.origin).parent / "data" / name / f"{name}.csv.gz", index_col="Date", parse_dates=True)
+    opens = pd.DatetimeIndex(table.index).as_unit("ms").asi8
     values = table[["Open", "High", "Low", "Close", "Volume"]].to_numpy(dtype="float64")
     return Market(symbol, Timeframe.D1, HISTORY_CALENDAR, SAMPLE, "USD", opens, values)
 

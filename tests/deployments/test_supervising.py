@@ -148,6 +148,26 @@ def test_a_part_that_lives_and_does_not_answer_starts_again(
     one.stop()
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(("patience", "ended"), [(20.0, True), (None, False)])
+def test_a_part_may_take_its_own_time_to_stop(
+    tmp_path: Path, supervisor: Callable[[Sequence[Part]], Supervisor], patience: float | None, ended: bool
+) -> None:
+    up, done = tmp_path / "up", tmp_path / "done"
+    # longer than others are given here
+    slow = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2), pathlib.Path(sys.argv[2]).touch(), sys.exit(0)))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(600)"
+    )
+    one = supervisor([part("only", script(slow, up, done), lambda _: up.exists(), stop_seconds=patience)])
+    assert one.start(threading.Event())
+    one.stop()
+    assert done.exists() is ended
+    assert stack_state.family(one.state) == []
+
+
 def test_a_part_that_ends_at_once_is_told_with_its_last_words(
     tmp_path: Path, supervisor: Callable[[Sequence[Part]], Supervisor]
 ) -> None:

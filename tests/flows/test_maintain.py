@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def test_rehearsed_done_and_done_again(home: Path) -> None:
     with open_store(home) as store:
         for number in range(4):
             put_result(store, f"{number}", "backtest", {"figures": [1.5] * 50}, now - timedelta(days=60 - number))
+    for days in (100, 200):
+        page = home / "reports" / "data" / f"{now - timedelta(days=days):%Y-%m-%d}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(b"x" * 1_000)
+        stamp = (now - timedelta(days=days)).timestamp()
+        os.utime(page, (stamp, stamp))
     state = maintain(dry_run=True, newest_results=1, return_state=True)
     assert (state.type.value, state.name) == ("COMPLETED", "Rehearsed")
     assert "nothing was changed" in newest_report()
@@ -47,12 +54,13 @@ def test_rehearsed_done_and_done_again(home: Path) -> None:
     with open_store(home) as store:
         assert len(store.documents.find(RESULTS)) == 4
     done = maintain(newest_results=1)
-    assert (done.removed, done.bytes) == (rehearsed.removed, rehearsed.bytes) == (3, done.bytes)
-    assert done.bytes > 3 * 50 * 8
+    assert (done.removed, done.bytes) == (rehearsed.removed, rehearsed.bytes) == (4, done.bytes)
+    assert done.bytes > 3 * 50 * 8 + 1_000
     with open_store(home) as store:
         assert [one["_id"] for one in store.documents.find(RESULTS)] == ["3"]
     report = newest_report()
-    for words in ("3 removed", "| results: backtest | 3 |", "| store |"):
+    assert [path.stem for path in page.parent.iterdir()] == [f"{now - timedelta(days=100):%Y-%m-%d}"]
+    for words in ("4 removed", "| results: backtest | 3 |", "| reports | 1 | 1,000 |", "| store |"):
         assert words in report
     assert maintain(newest_results=1).removed == 0
 
@@ -62,3 +70,5 @@ def test_what_would_harm_work_under_way_is_refused_before_it_runs() -> None:
 
     with pytest.raises(ParameterTypeError, match="llm_calls_days"):
         maintain(llm_calls_days=30)
+    with pytest.raises(ParameterTypeError, match="most_reports"):
+        maintain(most_reports=0)

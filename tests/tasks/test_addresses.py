@@ -254,6 +254,7 @@ def test_the_list_comes_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRADEFLOWS_ENVIRONMENT", "production")
     monkeypatch.setenv("MONGODB_URL", "mongodb://store.test")
     monkeypatch.setenv("TRADEFLOWS_SIGNING_KEY", "0" * 64)
+    monkeypatch.setenv("TRADEFLOWS_PASSWORD", "for-nobody-else-0")
     assert load_settings().access == Access(("exchange.test", "10.0.0.0/8", "::1"), public_only=True)
     monkeypatch.setenv("TRADEFLOWS_ENGINE_URL", "http://192.168.0.9:8000")
     with pytest.raises(ConfigurationError, match=r"ENGINE_URL names 192\.168\.0\.9"):

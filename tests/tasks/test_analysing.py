@@ -250,6 +250,31 @@ def test_with_no_version_that_verifies_the_rules_speak_by_name(run: Runs) -> Non
     assert [(row.model_version, row.basis, row.absent) for row in rows] == [(None, "technical", {"model": why})] * 3
 
 
+def test_a_model_that_never_had_a_champion_is_not_missed_and_not_counted_in(run: Runs, store: Store) -> None:
+    why = "model AAA-BBB-CCC-1h has no champion"
+    fresh = Panel(Models(), selection(), unconfigured=(Abstention("model", why),))
+    rows = run(fresh)
+    # nobody is missing, and who spoke is not called all
+    assert [(row.absent, row.degraded, row.model_version, row.basis) for row in rows] == [
+        ({}, None, None, "technical")
+    ] * 3
+    assert all(row.reasons[-1] == why and "model was not available" not in row.reasons for row in rows)
+    [stored] = analyses(store, "BBB")
+    said = stored["analysis"]
+    assert (said["absent"], said["unconfigured"], said["basis"]) == ([], ["model"], "technical")
+    assert said["abstentions"] == [{"analyst": "model", "reason": why}]
+    # the signal is what it is where the model abstains
+    missing = run(replace(QUIET, models=Models(abstention=Abstention("model", why))), now=END + timedelta(minutes=1))
+    assert [(row.signal, row.confidence) for row in missing] == [(row.signal, row.confidence) for row in rows]
+    assert {row.absent["model"] for row in missing} == {why}
+    # which is another analysis: the one is not reused for the other
+    assert not any(row.reused for row in missing)
+    # with an LLM beside the rules it is these two, and with nobody at all neutral
+    assert {row.basis for row in run(replace(fresh, llm="stub"), ask=Llm())} == {"technical+llm"}
+    [nobody] = run(replace(fresh, strategies=(), disabled=("rsi is disabled",)), symbols=["AAA"])
+    assert (nobody.basis, nobody.signal, set(nobody.absent)) == ("neutral", "Neutral", {"technical"})
+
+
 def test_a_challenger_is_written_down_and_counts_nothing(run: Runs, store: Store) -> None:
     against = {
         symbol: replace(one, signal=Signal.SHORT, p_short=0.9, p_long=0.0, p_neutral=0.1 - at / 1000, confidence=0.9)

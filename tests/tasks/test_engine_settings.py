@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.disabled_strategies import disable, disabled, disablings, lift
-from tasks.engine_settings import CHANGED, STALE, Refreshed, current, history, refresh, selected_strategies
+from tasks.engine_settings import CHANGED, STALE, UNSERVED, Refreshed, current, history, refresh, selected_strategies
+from tasks.notification_texts import Message, Severity
 from tasks.settings import Settings, load_settings
+from tasks.settings_notices import tell_unserved
 from tasks.store import Store, open_store
 from tasks.strategy_settings import ENGINE, built_in, content_of, settings_of
 from tests.conftest import LocalSandbox
-from trading.errors import InvalidRequest, MalformedResponse, SettingsTooOld
+from trading.errors import InvalidRequest, MalformedResponse, NotificationFailed, SettingsTooOld
 from trading.strategies import RULES
 from trading.window import Timeframe
 
@@ -166,6 +168,90 @@ def test_settings_that_were_never_read_are_refused_and_without_an_engine_the_bui
     assert [one.rule for one in usual.strategies] == ["rsi", "macd", "volume", "bollinger"]
     assert all(one.parameters == RULES[one.rule].defaults for one in usual.strategies)
     assert (usual.confidence_threshold, usual.time_to_live) == (0.2, timedelta(minutes=15))
+
+
+@pytest.fixture
+def elsewhere(engine: Settings) -> Settings:
+    """The same engine, asked at a path that it does not have."""
+    return engine.model_copy(update={"engine_settings_path": "/api/none"})
+
+
+def test_an_engine_that_serves_no_settings_is_told_of_once_and_the_built_in_ones_count(
+    store: Store, engine: Settings, elsewhere: Settings, sandbox: LocalSandbox
+) -> None:
+    reading = Reading(store, elsewhere)
+    first = reading(NOW)
+    assert (first.state, first.too_old, first.age, first.number) == ("unserved", False, None, 0)
+    assert first.strategies == ["rsi", "macd", "volume", "bollinger"]
+    assert "/api/none answered 404" in first.reason
+    assert "set TRADEFLOWS_ENGINE_SETTINGS_PATH to nothing" in first.reason
+    assert reading(NOW + HOUR).state == "unserved"
+    [(event, payload)] = reading.events
+    assert (event, payload["reason"]) == (UNSERVED, first.reason)
+    # analyses go on for as long as it stays so, and say which settings these are
+    later = current(store, elsewhere, now=NOW + 100 * HOUR)
+    assert (later.origin, later.version) == (
+        "built-in (the engine serves none)",
+        f"built-in (the engine serves none) {built_in().digest[:8]}",
+    )
+    assert later.strategies == built_in().strategies
+    assert later.version != built_in().version
+    # an outage changes nothing about it
+    sandbox.set_faults(outage_start="2018-12-31T00:00:00Z", outage_seconds=1e7)
+    down = reading(NOW + 2 * HOUR)
+    assert (down.state, down.too_old) == ("unserved", False)
+    assert "503" in down.reason
+    assert current(store, elsewhere, now=NOW + 2 * HOUR).origin == later.origin
+    sandbox.set_faults()
+    # settings that cannot be used are settings all the same: nobody knows who may speak
+    reading.tells({"strategies": [{"name": "martingale"}]})
+    assert reading(NOW + 3 * HOUR, engine).too_old
+    with pytest.raises(SettingsTooOld, match=r"never read .*martingale"):
+        current(store, engine, now=NOW + 3 * HOUR)
+    # and back
+    assert reading(NOW + 4 * HOUR).state == "unserved"
+    assert [event for event, _ in reading.events] == [UNSERVED, UNSERVED]
+
+
+def test_once_an_engine_has_told_settings_their_absence_is_a_failure_like_any_other(
+    store: Store, engine: Settings, elsewhere: Settings
+) -> None:
+    reading = Reading(store, engine)
+    assert reading(NOW, elsewhere).state == "unserved"
+    good = reading(NOW + HOUR)
+    assert (good.state, current(store, engine, now=NOW + HOUR).number) == ("changed", 1)
+    gone = reading(NOW + 2 * HOUR, elsewhere)
+    assert (gone.state, gone.digest, gone.too_old) == ("stale", good.digest, False)
+    assert current(store, elsewhere, now=NOW + 2 * HOUR).number == 1
+    assert reading(NOW + 8 * HOUR, elsewhere).too_old
+    with pytest.raises(SettingsTooOld, match=r"7\.0 hours ago and 6\.0 are allowed .*404"):
+        current(store, elsewhere, now=NOW + 8 * HOUR)
+    assert [event for event, _ in reading.events] == [UNSERVED, CHANGED, STALE]
+
+
+def test_a_refusal_is_not_taken_for_an_engine_without_settings(
+    store: Store, stub: Callable[[Sequence[bytes]], Any], http_reply: Callable[..., bytes], engine: Settings
+) -> None:
+    for status in (403, 410, 500):
+        refusing = stub([http_reply("no", status)])
+        told = engine.model_copy(update={"engine_url": refusing.url})
+        assert Reading(store, told)(NOW).too_old
+        with pytest.raises(SettingsTooOld, match=f"never read .*{status}"):
+            current(store, told, now=NOW)
+
+
+def test_people_are_told_once_and_again_where_that_failed(store: Store) -> None:
+    sent: list[Message] = []
+
+    def fail(message: Message) -> None:
+        raise NotificationFailed("nobody there")
+
+    with pytest.raises(NotificationFailed):
+        tell_unserved(store, "why", now=NOW, send=fail)
+    assert tell_unserved(store, "why", now=NOW, send=sent.append)
+    assert not tell_unserved(store, "why", now=NOW + 1000 * HOUR, send=sent.append)
+    [message] = sent
+    assert (message.severity, message.text) == (Severity.WARNING, "why")
 
 
 def test_disabled_strategies_and_those_of_other_timeframes_do_not_speak(store: Store, engine: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -93,6 +94,30 @@ def test_old_results_go_but_the_newest_the_used_and_unknown_kinds_stay(store: St
         "batch 1", "batch 3", "batch 4", "young", "of a stranger", "costs|2023-01-01"
     }  # fmt: skip
     assert run(store, tmp_path).removed == 0
+
+
+def test_old_reports_go_but_for_those_of_answers_that_stay(store: Store, tmp_path: Path) -> None:
+    keep = Retention(newest_results=1, most_reports=1)
+    for number, age in enumerate((90, 40, 35, 10)):
+        page = tmp_path / "reports" / "backtest" / f"X-1h-{number}" / "X.html"
+        page.parent.mkdir(parents=True)
+        page.write_bytes(b"x" * 1_000)
+        for path in (page, page.parent):
+            os.utime(path, (ago(age).timestamp(), ago(age).timestamp()))
+        put_result(store, f"{number}", "backtest", {"run_id": "r", "pages": [str(page)], "pictures": []}, ago(age))
+    store.documents.delete(RESULTS, "0")
+
+    def row(done: Maintained) -> tuple[int, int, int]:
+        found = next(one for one in done.rows if one.what == "reports")
+        return found.removed, found.bytes, found.kept
+
+    assert row(run(store, tmp_path, keep=keep, dry_run=True)) == (1, 1_000, 2)
+    # the page whose answer had gone before; those of the answers that go now are looked at the next time
+    assert row(run(store, tmp_path, keep=keep)) == (1, 1_000, 2)
+    assert ids(store, RESULTS) == {"3"}
+    assert row(run(store, tmp_path, keep=keep)) == (2, 2_000, 0)
+    assert row(run(store, tmp_path, keep=keep)) == (0, 0, 0)
+    assert [path.name for path in (tmp_path / "reports" / "backtest").iterdir()] == ["X-1h-3"]
 
 
 def test_every_kind_of_result_that_the_code_stores_is_known() -> None:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from tasks.retention import (
     EMPTY_BYTES,
     Retention,
+    Stamped,
     forgettable,
     last_used,
     needed_revisions,
     root_of,
+    surplus,
     too_old,
     worth_vacuum,
 )
@@ -28,10 +30,31 @@ def ago(days: float) -> datetime:
     return NOW - timedelta(days=days)
 
 
-@pytest.mark.parametrize(("name", "days"), [("results", 7), ("llm_calls", 61), ("records", 0), ("newest_results", 0)])
+@pytest.mark.parametrize(
+    ("name", "days"),
+    [("results", 7), ("llm_calls", 61), ("records", 0), ("newest_results", 0), ("most_reports", 0), ("traces", 0)],
+)
 def test_what_work_under_way_needs_cannot_be_dropped(name: str, days: int) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} cannot be kept for {days}"):
         Retention(**{name: days})
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 12), st.integers(0, 30))
+def test_of_each_kind_the_newest_stays_and_what_goes_is_too_old_or_one_too_many(
+    ages: list[int], most: int, days: int
+) -> None:
+    found = [Stamped(f"{number}", ago(age)) for number, age in enumerate(ages)]
+    gone = surplus(found, most, ago(days))
+    left = [one for one in found if one not in gone]
+    assert len(left) + len(gone) == len(found)
+    assert bool(left) == bool(found)
+    assert len(left) <= most
+    # everything that stays but one is young, and what goes is older than all that stays
+    assert sum(one.at < ago(days) for one in left) <= 1
+    assert all(old.at <= one.at for old in gone for one in left)
+    # and nothing goes without a reason
+    assert all(one.at < ago(days) for one in gone) or len(left) == most
+    assert gone == sorted(gone, key=lambda one: one.at)
 
 
 def test_a_result_is_as_old_as_its_last_use() -> None:

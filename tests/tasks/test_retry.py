@@ -56,6 +56,8 @@ TRANSIENT: list[BaseException] = [
 ]
 LASTING: list[BaseException] = [
     errors.TradeflowsError("any"),
+    errors.RunFailed("it crashed", "CRASHED"),
+    errors.RunUnfinished("still at work"),
     errors.ConfigurationError("wrong"),
     errors.BadTimeframe("7m"),
     errors.BadWindow("future"),

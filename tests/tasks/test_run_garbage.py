@@ -13,10 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks import model_files, promotions, registry
+from tasks.llm_tracing import EXPERIMENT
 from tasks.retention import Retention
-from tasks.run_garbage import Collected, backend_of, collect, promoted
+from tasks.run_garbage import Collected, backend_of, collect, collect_traces, collect_versions, promoted
 from tasks.settings import Settings
-from tasks.store import Store, open_store
+from tasks.store import SCOREBOARDS, Store, open_store, put_result
 from tests.registered_models import SET, Registry, candles, opened
 
 pytestmark = pytest.mark.integration
@@ -125,6 +126,132 @@ def test_what_failed_goes_and_what_was_promoted_never(models_at: Registry, store
     for number in ("1", "2"):
         with model_files.verified(client, client.get_model_version(name, number), models_at.key) as folder:
             assert any(folder.iterdir())
+
+
+def test_what_ended_well_goes_when_it_is_old_and_nothing_leads_to_it(models_at: Registry, store: Store) -> None:
+    client, name = models_at.client, models_at.new_name()
+    now = datetime.now(UTC)
+    models_at.add(name, "logistic")
+    registered = str(client.get_model_version(name, "1").run_id)
+    sql(models_at, "UPDATE runs SET start_time = 1 WHERE run_uuid = ?", registered)
+    experiment = registry.experiment_id(client, models_at.settings, "backtest of " + name)
+
+    def ended(what: str, days: float, parent: str | None = None) -> str:
+        return run_at(models_at, experiment, what, days=days, failed=False, parent=parent)
+
+    old, young, shown, board, earlier_board = (
+        ended(what, days)
+        for what, days in (("old", 100), ("young", 60), ("shown", 100), ("board", 100), ("earlier board", 100))
+    )
+    below = [ended(f"below {number}", 100, old) for number in range(3)]
+    lowest = ended("lowest", 100, below[0])
+    # somebody deleted the parent alone
+    parent = ended("parent", 100)
+    orphan = ended("orphan", 100, parent)
+    client.delete_run(parent)
+    put_result(store, "answer", "backtest", {"run_id": shown}, now - timedelta(days=100))
+    for run, days in ((board, 100), (earlier_board, 101)):
+        document = {"_id": run, "timeframe": "1h", "until": now - timedelta(days=days), "run_id": run}
+        store.documents.put(SCOREBOARDS, document | {"created_at": now})
+
+    def done(*, dry_run: bool = False, days: int = 90) -> Collected:
+        keep = Retention(finished_runs=days)
+        return collect(
+            client, models_at.settings, store, keep, now=now, dry_run=dry_run, hold=lambda: None
+        )  # fmt: skip
+
+    rehearsed = done(dry_run=True)
+    assert client.get_run(old).info.lifecycle_stage == "active"
+    first = done()
+    assert first == rehearsed
+    mine = {run for run in first.old if client.get_run(run).info.experiment_id == experiment}
+    assert mine == {old, *below, lowest, earlier_board, orphan}
+    assert first.deleted == ()
+    assert {client.get_run(run).info.lifecycle_stage for run in mine} == {"deleted"}
+    for run in (young, shown, board, registered):
+        assert client.get_run(run).info.lifecycle_stage == "active"
+    assert done().old == ()
+    # with the shorter time the young one goes, too
+    assert young in done(days=30).old
+    for run in mine:
+        age_deletion(models_at, run, 31)
+    assert mine <= set(done().gone)
+
+
+def test_versions_that_were_never_promoted_go_when_they_are_old(models_at: Registry, store: Store) -> None:
+    client, name = models_at.client, models_at.new_name()
+    now = datetime.now(UTC)
+    for _ in range(6):
+        models_at.add(name, "logistic")
+    for number in ("1", "2"):
+        promotions.promote(client, store, name, number, reason="test", who="test", now=now, key=models_at.key)
+    registry.set_alias(client, name, registry.CHALLENGER, "4")
+    old = int((now - timedelta(days=400)).timestamp() * 1000)
+    sql(models_at, "UPDATE model_versions SET creation_time = ? WHERE name = ? AND version <> 5", old, name)
+    stranger = models_at.new_name()
+    client.create_registered_model(stranger)
+    for _ in range(2):
+        client.create_model_version(stranger, "s3://elsewhere/model")
+    sql(models_at, "UPDATE model_versions SET creation_time = 1 WHERE name = ?", stranger)
+    run = str(client.get_model_version(name, "3").run_id)
+
+    def done(*, dry_run: bool = False) -> list[str]:
+        before = Retention().before("versions", now)
+        found = collect_versions(client, store, before, dry_run=dry_run, hold=lambda: None)
+        return [one for one in found if one.split()[0] in (name, stranger)]
+
+    assert done(dry_run=True) == done() == [f"{name} 3"]
+    # champions of now and of before, the challenger, the young one and the newest
+    assert [int(version.version) for version in registry.versions(client, name)] == [6, 5, 4, 2, 1]
+    assert len(registry.versions(client, stranger)) == 2
+    assert done() == []
+    # what it was made by is garbage now, with its model
+    sql(models_at, "UPDATE runs SET start_time = 1 WHERE run_uuid = ?", run)
+    collected = collect(
+        client, models_at.settings, store, KEEP, now=now, dry_run=False, hold=lambda: None
+    )  # fmt: skip
+    assert run in collected.old
+    age_deletion(models_at, run, 31)
+    assert run in collect(client, models_at.settings, store, KEEP, now=now, dry_run=False, hold=lambda: None).gone
+    for number in ("1", "2", "4", "5", "6"):
+        with model_files.verified(client, client.get_model_version(name, number), models_at.key) as folder:
+            assert any(folder.iterdir())
+
+
+def test_old_conversations_with_the_llm_go_and_other_traces_stay(models_at: Registry) -> None:
+    import mlflow
+
+    client, now = models_at.client, datetime.now(UTC)
+    assert collect_traces(client, now, dry_run=False, hold=lambda: None) == 0
+
+    def traces(experiment: str, days: float, count: int) -> None:
+        began = int((now - timedelta(days=days)).timestamp() * 1e9)
+        for number in range(count):
+            span = mlflow.start_span_no_context(
+                f"{number}", inputs={"messages": "x" * 500}, experiment_id=experiment, start_time_ns=began
+            )
+            mlflow.start_span_no_context("call", parent_span=span, start_time_ns=began).end(end_time_ns=began + 9)
+            span.end(end_time_ns=began + 10)
+
+    def left(experiment: str) -> int:
+        return len(client.search_traces(locations=[experiment], max_results=500))
+
+    llm, other = (registry.experiment_id(client, models_at.settings, name) for name in (EXPERIMENT, "of a stranger"))
+    traces(llm, 40, 130)
+    traces(llm, 20, 5)
+    traces(other, 40, 2)
+    mlflow.flush_trace_async_logging()
+    assert (left(llm), left(other)) == (135, 2)
+    cutoff = now - timedelta(days=30)
+    held: list[int] = []
+    assert collect_traces(client, cutoff, dry_run=True, hold=lambda: None) == 130
+    assert left(llm) == 135
+    assert collect_traces(client, cutoff, dry_run=False, hold=lambda: held.append(1)) == 130
+    assert (left(llm), left(other)) == (5, 2)
+    assert len(held) == 2  # not all at once
+    assert collect_traces(client, cutoff, dry_run=False, hold=lambda: None) == 0
+    with closing(sqlite3.connect(models_at.settings.home / "mlflow" / "mlflow.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM spans").fetchone() == (2 * 7,)
 
 
 def test_a_model_that_a_failed_training_left_goes_with_its_files(models_at: Registry, store: Store) -> None:

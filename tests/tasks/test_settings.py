@@ -35,12 +35,15 @@ def test_a_bad_value_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None
         load_settings()
 
 
-def test_production_needs_database_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_needs_database_key_and_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRADEFLOWS_ENVIRONMENT", "production")
-    with pytest.raises(ConfigurationError, match="MONGODB_URL and TRADEFLOWS_SIGNING_KEY must be set"):
+    with pytest.raises(
+        ConfigurationError, match="MONGODB_URL and TRADEFLOWS_SIGNING_KEY and TRADEFLOWS_PASSWORD must be set"
+    ):
         load_settings()
     monkeypatch.setenv("MONGODB_URL", "mongodb://user:hunter2@db/x")
     monkeypatch.setenv("TRADEFLOWS_SIGNING_KEY", "")
+    monkeypatch.setenv("TRADEFLOWS_PASSWORD", "hunter4-of-twelve")
     with pytest.raises(ConfigurationError, match="TRADEFLOWS_SIGNING_KEY must be set"):
         load_settings()
     monkeypatch.setenv("TRADEFLOWS_SIGNING_KEY", "hunter3")

@@ -117,7 +117,7 @@ def test_a_training_can_be_compared_traced_and_used(bench: Bench) -> None:
         estimator.info.run_id for estimator in below["estimator"]
     }
     experiment = bench.client.get_experiment(run.info.experiment_id)
-    assert experiment.tags["mlflow.note.content"].startswith(f"**AAA-1h version {trained.version} is the champion.**")
+    assert experiment.tags["mlflow.note.content"].startswith(f"AAA-1h version {trained.version} is the champion.")
     assert "| logistic | 0." in experiment.tags["mlflow.note.content"]
     view = experiment.tags["mlflow.sharedViewState.estimators"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(view)))
@@ -145,7 +145,7 @@ def test_an_equal_training_is_not_done_again_and_a_later_one_meets_the_champion(
     assert any("its recipe on newer candles" in reason for reason in later.decision)
     other = bench.train("BBB", BARS, horizon=6)
     assert not other.promoted
-    assert any("made with other label" in reason for reason in other.decision)
+    assert any("has another label" in reason for reason in other.decision)
 
 
 def test_two_trainings_that_end_at_once_leave_one_champion_and_both_in_the_history(bench: Bench) -> None:

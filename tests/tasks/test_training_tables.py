@@ -13,6 +13,7 @@ def test_every_estimator_has_the_same_columns_whatever_the_first_one_lacks() -> 
         [
             {"estimator": "baseline", "log_loss": 1.0555, "skill": 0.0, "total_return": 0.0, "trades": 0.0},
             {"estimator": "neutral", "log_loss": 36.04, "skill": -33.0, "trades": 0.0},
+            {"estimator": "hold", "log_loss": 3.99, "skill": -2.85, "trades": 1.0},
             {"estimator": "logistic", "log_loss": 1.02983, "skill": 0.02432, "hit_rate": 0.553, "sharpe": 0.284,
              "auc": 0.5612, "total_return": 0.417, "max_drawdown": -0.2791, "trades": 1390.0},
         ],
@@ -23,6 +24,7 @@ def test_every_estimator_has_the_same_columns_whatever_the_first_one_lacks() -> 
         "|---|---|---|---|---|---|---|---|---|",
         "| baseline | 1.0555 | +0.00% |  |  | 0.0% |  |  | 0 |",
         "| neutral |  |  |  |  |  |  |  | 0 |",
+        "| hold |  |  |  |  |  |  |  | 1 |",
         "| **logistic** | **1.0298** | **+2.43%** | **0.56** | **55.3%** | **41.7%** | **0.28** | **-27.9%** | "
         "**1,390** |",
     ]

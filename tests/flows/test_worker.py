@@ -1,0 +1,90 @@
+"""Workers that are told to stop, or killed, with a run at work."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.sweep_places import PLACE, here
+from tests.flows.at_work import asked, in_state, place, state, wait_for
+
+pytestmark = pytest.mark.integration
+
+KINDS = ("deployments.worker", "deployments.warm_worker")
+
+
+@pytest.mark.parametrize("module", KINDS)
+def test_told_to_stop_it_hands_a_long_run_back_and_another_worker_does_it(module: str, tmp_path: Path) -> None:
+    here_ = place(tmp_path)
+    run = here_.run()
+    due = state(run)["expected_start_time"]
+    with here_.worker(module) as worker:
+        pid = here_.began(1)
+        in_state(run, "Running")
+        assert here_.slots() == 1
+        assert state(run)["labels"][PLACE] == here()
+        worker.send_signal(signal.SIGTERM)
+        # what comes now is not for this worker
+        assert worker.wait(60) == 0, (tmp_path / "worker.log").read_text()
+    assert not psutil.pid_exists(pid)
+    back = state(run)
+    assert (back["state_type"], back["state_name"]) == ("SCHEDULED", "AwaitingRetry")
+    assert back["state"]["message"] == "handed back by worker test, which was told to stop"
+    assert here_.slots() == 0
+    # nobody was told of a crash that was none
+    names = [one["name"] for one in asked(f"/flow_run_states/?flow_run_id={run}", method="GET")]
+    assert "Crashed" not in names
+    here_.let_go()
+    with here_.worker():
+        done = in_state(run, "Completed", "Crashed", "Failed")
+    assert done["state_name"] == "Completed"
+    assert (done["expected_start_time"], done["run_count"]) == (due, 2)
+    # both attempts were about the same time, which their windows come from
+    (_, first, moment), (_, second, again) = here_.attempts()
+    assert first != second
+    assert moment == again
+
+
+def test_a_run_that_is_only_starting_is_handed_back_too(tmp_path: Path) -> None:
+    """It cannot be told to end without a word, so it is killed, and that it crashed is taken back."""
+    here_ = place(tmp_path)
+    (tmp_path / "stuck").touch()
+    run = here_.run()
+    with here_.worker() as worker:
+        wait_for((tmp_path / "importing").exists)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0, (tmp_path / "worker.log").read_text()
+    back = state(run)
+    assert (back["state_name"], here_.slots()) == ("AwaitingRetry", 0)
+    assert back["state"]["message"].startswith("handed back")
+
+
+def test_told_to_stop_it_lets_a_run_end_that_does_so_in_time(tmp_path: Path) -> None:
+    here_ = place(tmp_path)
+    run = here_.run()
+    with here_.worker() as worker:
+        here_.began(1)
+        worker.send_signal(signal.SIGTERM)
+        wait_for(lambda: "runs may end" in (tmp_path / "worker.log").read_text())
+        here_.let_go()
+        assert worker.wait(60) == 0
+    done = state(run)
+    assert (done["state_name"], done["run_count"]) == ("Completed", 1)
+
+
+@pytest.mark.parametrize("module", KINDS)
+def test_a_killed_worker_leaves_its_run_to_end_alone(module: str, tmp_path: Path) -> None:
+    here_ = place(tmp_path)
+    run = here_.run()
+    with here_.worker(module) as worker:
+        here_.began(1)
+        in_state(run, "Running")
+        worker.kill()
+        worker.wait()
+        here_.let_go()
+        done = in_state(run, "Completed", "Crashed", "Failed")
+    assert done["state_name"] == "Completed"
+    assert len(here_.attempts()) == 1
