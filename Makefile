@@ -14,7 +14,7 @@ demo: .venv/.installed ## the main job on sample and simulated candles: ingest, 
 	@$(BIN)/tradeflows demo
 
 test: unit ## all tests; unit tests first, then those that start real servers
-	@$(BIN)/pytest -q -m integration
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n 2 --dist loadfile -m integration
 
 # passive, or the threads of two test processes spin against each other
 unit: .venv/.installed ## the unit tests alone

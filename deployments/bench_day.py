@@ -180,6 +180,8 @@ class Day:
         planned = {"state": {"type": {"any_": ["SCHEDULED"]}}}
         for run in list(self._api.all("/flow_runs/filter", flow_runs=planned)):
             self._api.ask("DELETE", f"/flow_runs/{run['id']}")
+        # one may have begun before
+        self.settle()
 
     def start(self, due: Due) -> str:
         """Create the run of a scheduled time."""

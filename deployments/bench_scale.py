@@ -262,7 +262,7 @@ def main() -> None:
     plan = Plan(options.symbols, options.learned, options.runs, options.seconds, options.clients)
     console = Console(highlight=False, soft_wrap=True)
     found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="tradeflows-bench-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="tradeflows-scale-") as temporary:
         folder = Path(temporary)
         # for PostgreSQL's user, where we are root
         folder.chmod(0o711)

@@ -161,8 +161,11 @@ class Driver:
         if not good:
             message = (found["state"]["message"] or "")[:200]
             self.tally.again.append(f"{name} {parameters['timeframe']} {parameters['end'][:10]}: {how}: {message}")
-            # as until the next schedule
-            time.sleep(5)
+            # as at the next schedule: not before what was away is back
+            until = time.monotonic() + PATIENCE
+            while not self.well() and time.monotonic() < until:
+                time.sleep(0.5)
+            time.sleep(2)
         return good
 
     def settle(self) -> None:
@@ -320,9 +323,10 @@ def _started(wanted: Wanted, console: Console) -> StackState:
 
 
 def _snapshot(home: Path, state: StackState) -> dict[str, Any]:
-    from tasks import registry
+    from tasks import environment, registry
     from tasks.store import configured_store
 
+    environment.prepare(home)
     os.environ["MLFLOW_TRACKING_URI"] = str(state.parts["mlflow"].url)
     settings = load_settings()
     with configured_store(settings) as store:

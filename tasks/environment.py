@@ -20,6 +20,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GX_ANALYTICS_ENABLED": "false",
+    # Prefect's newer pages ask a host of Amplitude, from the browser, whatever is said of analytics
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "tradeflows",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
