@@ -218,11 +218,11 @@ def test_lines_of_a_flow_run_carry_its_ids_and_windows(observed: Observed) -> No
 
 
 def test_logs_are_shown_as_text(observed: Observed) -> None:
-    shown = command("logs", "worker", "-n", "200", home=observed.home)
+    shown = command("logs", "worker", "-n", "5000", home=observed.home)
     assert shown.returncode == 0
     end = observed.ingest["id"][-12:]
-    stored = [line for line in shown.stdout.splitlines() if f"INFO    ingest-1h {end}: stored symbol=" in line]
-    assert stored and all(" window=" in line and " added=" in line for line in stored)
+    stored = [line for line in shown.stdout.splitlines() if f"INFO    ingest-1h {end}: stored " in line]
+    assert stored and all(" window=" in line and " added=" in line for line in stored), shown.stdout[-6000:]
     assert '{"time"' not in shown.stdout
 
 

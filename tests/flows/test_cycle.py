@@ -139,11 +139,17 @@ def test_training_reads_only_what_the_ledger_approved(home: Path) -> None:
         state.result()
 
 
-def test_without_a_champion_the_rules_speak_and_the_analysis_says_who_was_missing(home: Path) -> None:
+def test_before_the_first_champion_the_rules_speak_and_the_run_says_so(home: Path) -> None:
     start = datetime(2018, 1, 1, tzinfo=UTC)
-    [row] = analyse(["SP500"], Timeframe.D1, start=start, end=END, refresh="exchange")
+    state = analyse(["SP500"], Timeframe.D1, start=start, end=END, refresh="exchange", return_state=True)
+    # a model that never was is not missed
+    assert (state.name, state.message.partition(";")[0]) == (
+        "Completed",
+        "without the model: model SP500-1d has no champion",
+    )
+    [row] = state.result()
     assert row.model_version is None
-    assert row.reasons[0] == "model was not available"
+    assert row.reasons[0].startswith("technical: ")
     with pytest.raises(ModelNotFound):
         registry.require_champion(registry.connect(load_settings()), "SP500-1d")
     found = backtest(["SP500"], Timeframe.D1, start=start, end=END)

@@ -48,20 +48,6 @@ def test_told_to_stop_it_hands_a_long_run_back_and_another_worker_does_it(module
     assert moment == again
 
 
-def test_a_run_that_is_only_starting_is_handed_back_too(tmp_path: Path) -> None:
-    """It cannot be told to end without a word, so it is killed, and that it crashed is taken back."""
-    here_ = place(tmp_path)
-    (tmp_path / "stuck").touch()
-    run = here_.run()
-    with here_.worker() as worker:
-        wait_for((tmp_path / "importing").exists)
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(60) == 0, (tmp_path / "worker.log").read_text()
-    back = state(run)
-    assert (back["state_name"], here_.slots()) == ("AwaitingRetry", 0)
-    assert back["state"]["message"].startswith("handed back")
-
-
 def test_told_to_stop_it_lets_a_run_end_that_does_so_in_time(tmp_path: Path) -> None:
     here_ = place(tmp_path)
     run = here_.run()
