@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from deployments.bench_growth import MIB, Lived, Sample, Seen, bounds, growth, line
+from deployments.bench_growth import MIB, Lived, Sample, Seen, bounds, daily, line
 
 # a kind or a table that grows by less than this in a day is not told of
 LEAST: Final = 20_000
@@ -29,11 +29,11 @@ def printed(lived: Lived) -> None:
     console.print(_memory("Memory, MiB, with nothing at work", lived.samples, lived.peak))
     if len(lived.quiet) > 2:
         console.print(_memory("Memory, MiB, doing nothing afterwards", lived.quiet, {}))
-        console.print(_sizes("Bytes on disk, doing nothing", lived.quiet[0], lived.quiet[-1]))
-    console.print(_sizes("Bytes on disk", lived.samples[0], lived.samples[-1], lived.after))
+        console.print(_sizes("On disk, MiB, doing nothing", [*lived.quiet, lived.quiet[-1]]))
+    console.print(_sizes("On disk, MiB", [*lived.samples, lived.after]))
     for name in lived.samples[0].tables:
-        console.print(_tables(name, lived.samples[0], lived.samples[-1], lived.after))
-    console.print(_bounds(lived.samples[0], lived.samples[-1]))
+        console.print(_tables(name, [*lived.samples, lived.after]))
+    console.print(_bounds(lived.samples))
     console.print(_vacuumed(lived.vacuumed))
 
 
@@ -70,40 +70,32 @@ def _memory(title: str, samples: Sequence[Sample], peak: dict[str, float]) -> Ta
     return table
 
 
-def _sizes(title: str, first: Sample, last: Sample, after: Sample | None = None) -> Table:
-    table = _table(title, "kind", "begin", "end", "a day", "after maintain")
-    grown = growth(first.sizes, last.sizes, last.hour - first.hour)
-    for name, rate in grown.items():
-        then = f"{after.sizes.get(name, 0) / MIB:,.2f}" if after else ""
-        table.add_row(
-            name,
-            f"{first.sizes.get(name, 0) / MIB:,.2f}",
-            f"{last.sizes[name] / MIB:,.2f}",
-            f"{rate / MIB:+,.2f}",
-            then,
-        )
-    table.caption = "MiB"
+def _sizes(title: str, samples: Sequence[Sample]) -> Table:
+    return _grown(title, [(one.hour, one.sizes) for one in samples], 0)
+
+
+def _tables(database: str, samples: Sequence[Sample]) -> Table:
+    return _grown(f"{database}, by table, MiB", [(one.hour, one.tables[database]) for one in samples], LEAST)
+
+
+def _grown(title: str, told: Sequence[tuple[float, dict[str, int]]], least: int) -> Table:
+    """The last is after maintenance, and tells of no growth."""
+    table = _table(title, "kind", "begin", "then", "end", "a day", "after maintain")
+    for name, rate in sorted(daily(told[:-1]).items(), key=lambda one: -one[1]):
+        if abs(rate) >= least:
+            begin, then, end, after = (told[at][1].get(name, 0) / MIB for at in (0, 1, -2, -1))
+            table.add_row(
+                name, *(f"{value:,.2f}" for value in (begin, then, end)), f"{rate / MIB:+,.2f}", f"{after:,.2f}"
+            )
     return table
 
 
-def _tables(database: str, first: Sample, last: Sample, after: Sample) -> Table:
-    table = _table(f"{database}, by table", "table", "begin", "end", "a day", "after maintain")
-    grown = growth(first.tables[database], last.tables[database], last.hour - first.hour)
-    for name, rate in sorted(grown.items(), key=lambda one: -one[1]):
-        if abs(rate) >= LEAST:
-            begin, end, then = (one.tables[database].get(name, 0) / MIB for one in (first, last, after))
-            table.add_row(name, f"{begin:,.2f}", f"{end:,.2f}", f"{rate / MIB:+,.2f}", f"{then:,.2f}")
-    table.caption = "MiB"
-    return table
-
-
-def _bounds(first: Sample, last: Sample) -> Table:
+def _bounds(samples: Sequence[Sample]) -> Table:
     """Growth a day times the days that it is kept."""
     table = _table("What bounds it, with the default retention", "what", "MiB a day", "days", "MiB in the end", "by")
-    hours = last.hour - first.hour
-    grown = {name: growth(first.tables[name], last.tables[name], hours) for name in first.tables}
-    files = growth(first.sizes, last.sizes, hours)
-    grown["files"] = {kind: rate for kind, rate in files.items() if kind not in first.tables}
+    grown = {name: daily([(one.hour, one.tables[name]) for one in samples]) for name in samples[0].tables}
+    files = daily([(one.hour, one.sizes) for one in samples])
+    grown["files"] = {kind: rate for kind, rate in files.items() if kind not in grown}
     total = 0.0
     for one in sorted(bounds(grown), key=lambda one: -one.growth):
         if one.growth >= LEAST and not one.what.endswith("(free)"):

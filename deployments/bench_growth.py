@@ -194,16 +194,25 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> Line:
     return Line(slope, (left / (count - 2) / spread) ** 0.5, level - slope * middle)
 
 
-def growth(before: Mapping[str, int], after: Mapping[str, int], hours: float) -> dict[str, float]:
-    """Bytes per day of each kind; what is gone grows by less than nothing.
+def daily(told: Sequence[tuple[float, Mapping[str, int]]]) -> dict[str, float]:
+    """Bytes per day of each kind: what the first stretch brought, in which the daily work is, and for the rest of 24
+    hours as much as the stretches after it did. What is gone grows by less than nothing.
+
+    Args:
+        told: hour, and bytes by kind.
 
     Raises:
-        ValueError: no time lies between.
+        ValueError: fewer than three, or not in the order of time.
     """
-    if hours <= 0:
-        raise ValueError(f"{hours} hours lie between the two; growth needs some")
-    kinds = [*before, *(kind for kind in after if kind not in before)]
-    return {kind: (after.get(kind, 0) - before.get(kind, 0)) * 24 / hours for kind in kinds}
+    hours = [hour for hour, _ in told]
+    if len(told) < 3 or hours != sorted(set(hours)):
+        raise ValueError(f"growth needs three hours in their order, the first before the daily work; here are {hours}")
+    (begin, first), (second, then), (end, last) = told[0], told[1], told[-1]
+    rest = max(24 - (second - begin), 0.0) / (end - second)
+    return {
+        kind: then.get(kind, 0) - first.get(kind, 0) + rest * (last.get(kind, 0) - then.get(kind, 0))
+        for kind in dict.fromkeys(kind for _, one in told for kind in one)
+    }
 
 
 def sizes(home: Path) -> dict[str, int]:

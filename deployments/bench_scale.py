@@ -199,7 +199,7 @@ def embedded(home: Path) -> Iterator[Stack]:
         return sum(path.stat().st_size for path in (home / "prefect").glob("prefect.db*"))
 
     try:
-        with connected(state.prefect_api) as api:
+        with connected(state.prefect_api, timeout=PATIENCE) as api:
             yield Stack("embedded", 1, api, [state.prefect_api], credentials.pair(settings), size)
     finally:
         stack.down(home, print)
@@ -228,7 +228,7 @@ def wide(home: Path, workers: int) -> Iterator[Stack]:
             finally:
                 database.close()
 
-        with connected(urls[0]) as api:
+        with connected(urls[0], timeout=PATIENCE) as api:
             yield Stack("wide", workers, api, urls, (user, password), size)
 
 

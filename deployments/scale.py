@@ -1,6 +1,6 @@
 """The wide stack on one machine: ``python -m deployments.scale --home FOLDER``, until Ctrl-C.
 
-It is what deployments/compose.yaml describes, without containers, to be tried and measured: see docs/scale.md.
+It is what deployments/compose.yaml describes, without containers, to be tried and measured.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 from deployments import declared
 from deployments.bench_day import BEGIN, Clock, Due, plan, simulate
-from deployments.bench_growth import LOGS, Bound, Seen, age, bounds, growth, line, rows, sizes, tables
+from deployments.bench_growth import LOGS, Bound, Seen, age, bounds, daily, line, rows, sizes, tables
 from deployments.declared import Deployment, Schedule, WorkPool
 from deployments.supervising import KEPT, LOG_BYTES
 from tasks.retention import Retention
@@ -101,9 +101,16 @@ def test_a_line_is_that_of_least_squares_with_its_error() -> None:
 
 
 def test_growth_is_per_day_and_knows_what_is_new_and_what_is_gone() -> None:
-    assert growth({"a": 10, "gone": 6}, {"a": 16, "new": 3}, 12) == {"a": 12, "gone": -12, "new": 6}
-    with pytest.raises(ValueError, match="0 hours"):
-        growth({}, {}, 0)
+    told = [(0.0, {"a": 10, "gone": 6}), (1.0, {"a": 110, "gone": 0, "new": 3}), (3.0, {"a": 116, "new": 7})]
+    # the first hour, and 23 hours like the two after it
+    assert daily(told) == {"a": 100 + 23 * 3, "gone": -6, "new": 3 + 23 * 2}
+    # of a whole day it is what happened
+    whole = [(float(hour), {"a": hour**2}) for hour in range(0, 25, 2)]
+    assert daily(whole) == {"a": 24**2}
+    with pytest.raises(ValueError, match="three hours"):
+        daily(told[:2])
+    with pytest.raises(ValueError, match="in their order"):
+        daily([told[0], told[2], told[1]])
 
 
 def test_growth_times_days_is_where_it_ends() -> None:
