@@ -4,7 +4,7 @@ python -m deployments.bench_settle                             # 100 symbols, an
 python -m deployments.bench_settle --symbols 10 --days 30      # fewer
 
 There is one analysis for each bar, however often a symbol is analysed: of one every ten minutes the last of the hour
-stands. They are made up, and written through the code that writes real ones: model, rules with their four strategies,
+stands. They are made up, in the documents of real ones: model, rules with their four strategies,
 an LLM and a challenger each with an opinion. Each step is a process of its own, and its seconds are without imports:
 
 first     everything is settled for the first time
@@ -38,6 +38,7 @@ from trading.window import Timeframe, Window
 if TYPE_CHECKING:
     import numpy as np
 
+    from tasks.documents import Document
     from tasks.settling import SettleRequest
     from tasks.store import Store
     from trading.analysis import Opinion
@@ -74,8 +75,7 @@ def fill(home: Path, symbols: Sequence[str], days: int, end: datetime = END) -> 
 
     from deployments.bench_models import _stored
     from deployments.sandbox.generator import Recipe, generate
-    from tasks.sqlite_documents import SqliteDocuments
-    from tasks.store import open_store
+    from tasks.store import ANALYSES, open_store
     from trading.candles import frame_of
 
     start, bars = end - timedelta(days=days), days * 24
@@ -83,21 +83,17 @@ def fill(home: Path, symbols: Sequence[str], days: int, end: datetime = END) -> 
     recipes = [Recipe(name, 100.0 + at, 0.006, 900.0, 4) for at, name in enumerate(symbols)]
     markets = generate(recipes, bars, 7)
     with open_store(home) as store:
-        documents = store.documents
-        if isinstance(documents, SqliteDocuments):
-            # what is made up may be lost; what is measured is not written like this
-            documents._connection().execute("PRAGMA synchronous = OFF")
         for at, name in enumerate(symbols):
             _stored(store, Window(name, Timeframe.H1, start, end), frame_of(opens, markets[name]), "simulated")
             closes = markets[name][:, 3]
-            _analysed(store, name, start, closes, np.random.default_rng(at))
+            store.documents.insert_all(ANALYSES, _analysed(name, start, closes, np.random.default_rng(at)))
     return len(symbols) * bars
 
 
-def _analysed(store: Store, symbol: str, start: datetime, closes: np.ndarray, rng: np.random.Generator) -> None:
+def _analysed(symbol: str, start: datetime, closes: np.ndarray, rng: np.random.Generator) -> Iterator[Document]:
     """An analysis two minutes after each bar."""
     from tasks.analysis_documents import Seen, document
-    from tasks.store import put_analysis
+    from tasks.store import keyed_analysis
     from trading.analysis import combine
 
     model = {"name": "BENCH-1h", "version": "3", "run_id": "f" * 32, "degraded": None, "estimator": "lightgbm"}
@@ -106,7 +102,8 @@ def _analysed(store: Store, symbol: str, start: datetime, closes: np.ndarray, rn
         opinions = list(_opinions(rng))
         analysis = combine(opinions[:3], {}, compared=opinions[3:])
         seen = Seen(symbol, Timeframe.H1, closed, price, "simulated", "c" * 64, "i" * 64, HORIZON, "built-in 1f0c2a77")
-        put_analysis(store, document(seen, analysis, model, None, "f" * 36, closed + timedelta(minutes=2)))
+        made = document(seen, analysis, model, None, "f" * 36, closed + timedelta(minutes=2))
+        yield keyed_analysis(made)
 
 
 def _opinions(rng: np.random.Generator) -> Iterator[Opinion]:

@@ -9,7 +9,7 @@ would take without a word and give back as something else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -168,6 +168,13 @@ class Documents(Protocol):
 
     def insert(self, collection: Collection, document: Document) -> bool:
         """Write a document if its ``_id`` is new; whether it was."""
+
+    def insert_all(self, collection: Collection, documents: Iterable[Document]) -> int:
+        """Write those documents whose ``_id`` is new; how many were.
+
+        Much faster than one by one. Each document is whole or not there, but when the call fails some may be there:
+        repeat it.
+        """
 
     def compare_and_set(self, collection: Collection, document: Document, expected: int) -> bool:
         """Write a document if the stored ``rev`` is ``expected`` (0: it is not there yet); whether it was."""

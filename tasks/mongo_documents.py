@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import unquote_plus
@@ -23,6 +24,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, MongoClient, ReturnDocument, timeout
 from pymongo.collection import Collection as MongoCollection
 from pymongo.errors import (
+    BulkWriteError,
     ConnectionFailure,
     CursorNotFound,
     DuplicateKeyError,
@@ -49,6 +51,7 @@ from trading.errors import ConfigurationError, RevisionConflict, StoreError, Sto
 
 DATABASE: Final = "tradeflows"
 LARGEST: Final = 16 * 1024 * 1024  # of one document, whatever the server
+BATCH: Final = 500
 CONFLICT_ATTEMPTS: Final = 100
 GOODBYE_SECONDS: Final = 1.0
 # what the port promises, whatever the URL says
@@ -129,6 +132,14 @@ class MongoDocuments:
         document = checked(collection, document)
         with self._translated():
             return self._insert(collection, document)
+
+    def insert_all(self, collection: Collection, documents: Iterable[Document]) -> int:
+        written = 0
+        coming = (checked(collection, document) for document in documents)
+        while batch := list(islice(coming, BATCH)):
+            with self._translated():
+                written += self._insert_batch(collection, batch)
+        return written
 
     def compare_and_set(self, collection: Collection, document: Document, expected: int) -> bool:
         document = checked(collection, document)
@@ -232,6 +243,18 @@ class MongoDocuments:
             else:
                 return True
         raise _not_unique(collection, document)
+
+    def _insert_batch(self, collection: Collection, batch: list[Document]) -> int:
+        try:
+            bodies = [_body(collection, document, 1) for document in batch]
+            self._in(collection).insert_many(bodies, ordered=False)
+            return len(batch)
+        except BulkWriteError as error:
+            failed: list[dict[str, Any]] = (error.details or {})["writeErrors"]
+            if (error.details or {}).get("writeConcernErrors") or {one["code"] for one in failed} != {DUPLICATE}:
+                raise
+        # there already, unless it is another index that they break
+        return len(batch) - len(failed) + sum(self._insert(collection, batch[one["index"]]) for one in failed)
 
     def _replace(self, collection: Collection, document: Document, held: int | None) -> bool:
         body = _body(collection, document, (held or 0) + 1)

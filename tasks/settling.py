@@ -104,6 +104,7 @@ def _settle_symbol(
         return
     window = Window(symbol, request.timeframe, request.timeframe.floor(request.start), request.end)
     market = _market(store, window)
+    made = []
     for stored in pending:
         entry, leaves = market.bars(stored, request.horizon)
         if leaves is None:
@@ -114,9 +115,10 @@ def _settle_symbol(
             at = datetime.fromtimestamp(min(missing) / 1000, tz=UTC)
             found.waiting.append(f"{stored['_id']} waits for the candle of {at:%Y-%m-%dT%H:%MZ}")
             continue
-        store.documents.put(SETTLEMENTS, _settlement(stored, market, entry, leaves, request, now))
-        found.fresh += 1
-        found.modes[stored["data_mode"]] += 1
+        made.append(_settlement(stored, market, entry, leaves, request, now))
+    # of those that another run has settled meanwhile, what that one wrote stands
+    found.fresh += store.documents.insert_all(SETTLEMENTS, made)
+    found.modes.update(one["data_mode"] for one in made)
 
 
 @dataclass(frozen=True, eq=False)

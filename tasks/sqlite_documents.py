@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,6 +31,7 @@ from tasks.documents import (
 from trading.errors import StoreError, StoreUnavailable
 
 BUSY_SECONDS: Final = 30.0
+BATCH: Final = 500
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -67,6 +69,18 @@ class SqliteDocuments:
 
     def insert(self, collection: Collection, document: Document) -> bool:
         return self.compare_and_set(collection, document, 0)
+
+    def insert_all(self, collection: Collection, documents: Iterable[Document]) -> int:
+        written = 0
+        coming = (checked(collection, document) for document in documents)
+        # a commit waits for the disk, and other writers wait some 20 ms for so many documents
+        while batch := list(islice(coming, BATCH)):
+            with self._writing() as writer:
+                for document in batch:
+                    if _rev(writer, collection, document["_id"]) == 0:
+                        _write(writer, collection, document, 1)
+                        written += 1
+        return written
 
     def compare_and_set(self, collection: Collection, document: Document, expected: int) -> bool:
         document = checked(collection, document)

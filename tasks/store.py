@@ -298,8 +298,13 @@ def _write_chunk(
 
 def put_analysis(store: Store, document: Document) -> None:
     """Store an analysis; there is one per symbol, timeframe and bar close, and the last one stands."""
+    store.documents.put(ANALYSES, keyed_analysis(document))
+
+
+def keyed_analysis(document: Document) -> Document:
+    """The analysis under its key."""
     key = f"{document['symbol']}|{document['timeframe']}|{as_utc(document['timestamp']):%Y-%m-%dT%H:%M:%SZ}"
-    store.documents.put(ANALYSES, {**document, "_id": key})
+    return {**document, "_id": key}
 
 
 def analyses(store: Store, symbol: str, since: datetime | None = None) -> list[Document]:
@@ -311,8 +316,14 @@ def latest_analyses(store: Store) -> list[Document]:
     """The newest analysis of each stored series that has one."""
     found = []
     for one in series(store):
-        mine = [document for document in analyses(store, one.symbol) if document["timeframe"] == one.timeframe]
-        found += mine[-1:]
+        # of all timeframes of a symbol; it is nearly always among the last
+        for newest in (32, None):
+            there = store.documents.find(ANALYSES, {"symbol": one.symbol}, Span("timestamp"), newest=newest)
+            mine = [document for document in there if document["timeframe"] == one.timeframe]
+            if mine:
+                found.append(max(mine, key=lambda document: document["timestamp"]))
+            if mine or newest is None or len(there) < newest:
+                break
     return found
 
 

@@ -233,6 +233,24 @@ def test_insert_writes_only_what_is_new(documents: Documents) -> None:
     assert documents.get(THINGS, "a") == {"_id": "a", "kind": "first", "rev": 1}
 
 
+def test_insert_all_writes_only_what_is_new(documents: Documents) -> None:
+    documents.insert(THINGS, {"_id": "7", "name": "first"})
+    many = ({"_id": str(number), "name": f"later {number}"} for number in range(1_203))
+    assert documents.insert_all(THINGS, many) == 1_202
+    found = {one["_id"]: (one["name"], one["rev"]) for one in documents.find(THINGS)}
+    assert len(found) == 1_203
+    assert found["7"] == ("first", 1)
+    assert found["1202"] == ("later 1202", 1)
+    assert documents.insert_all(THINGS, [{"_id": "7", "name": "x"}, *({"_id": "new", "name": "y"} for _ in "ab")]) == 1
+    assert documents.insert_all(THINGS, []) == 0
+
+
+def test_insert_all_refuses_what_cannot_be_stored(documents: Documents) -> None:
+    with pytest.raises(StoreError, match="NaN is not stored"):
+        documents.insert_all(THINGS, [{"_id": "a", "name": "a"}, {"_id": "b", "name": math.nan}])
+    assert documents.get(THINGS, "b") is None
+
+
 def test_compare_and_set_writes_only_over_what_it_expects(documents: Documents) -> None:
     assert not documents.compare_and_set(THINGS, {"_id": "a", "kind": "x"}, 1)
     assert documents.get(THINGS, "a") is None
@@ -262,6 +280,7 @@ def test_a_unique_index_refuses_a_second_one_and_keeps_the_first(documents: Docu
     for write in (
         lambda: documents.put(NAMED, {"_id": "b", "name": "same"}),
         lambda: documents.insert(NAMED, {"_id": "b", "name": "same"}),
+        lambda: documents.insert_all(NAMED, [{"_id": "b", "name": "same"}]),
         lambda: documents.put(NAMED, {"_id": "c", "name": "same"}),
         lambda: documents.compare_and_set(NAMED, {"_id": "c", "name": "same"}, 1),
     ):
