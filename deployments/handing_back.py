@@ -17,6 +17,7 @@ async def hand_back(
     identifier: UUID,
     worker: str,
     seconds: float,
+    disown: Callable[[], None],
     ended: Callable[[], Awaitable[bool]],
 ) -> str:
     """Stop a run's process and schedule the run again; what became of it, for a log.
@@ -28,6 +29,7 @@ async def hand_back(
         context: Prefect's of the run's execution; None where there is no process yet.
         worker: its name, for the run's history.
         seconds: how long the process has to stop.
+        disown: says that the end of the process is not the run's, however it ends.
         ended: waits until nothing is left of the run here; whether that came about.
     """
     from prefect.exceptions import Abort, Pause
@@ -43,11 +45,12 @@ async def hand_back(
             return "it ended"
         acknowledged = told is ControlSignalStatus.ACKNOWLEDGED
         if not acknowledged:
-            # its executor says then that it crashed, and is overruled below
+            # nobody is to be told of a crash, nor the flow's hooks for one to run
+            disown()
             await context.process_manager.kill(identifier, force=True)
             await ended()
     run = await client.read_flow_run(identifier)
-    if run.state is not None and (run.state.is_cancelling() or (run.state.is_final() and not run.state.is_crashed())):
+    if run.state is not None and (run.state.is_cancelling() or run.state.is_final()):
         said = f"it is {run.state.name}"
     else:
         message = f"handed back by worker {worker}, which was told to stop"

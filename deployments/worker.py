@@ -43,9 +43,9 @@ class Launched(Protocol):
 Launch = Callable[[Mapping[str, str], str, str | None], Awaitable[tuple[Launched, Callable[[], Awaitable[Any]]]]]
 
 
-def engine_words(variables: Mapping[str, str]) -> list[str]:
+def engine_words(variables: Mapping[str, str], module: str = ENGINE) -> list[str]:
     """The module that a run's process is, and its arguments: with lines of JSON where those are asked for."""
-    return ["deployments.json_process", ENGINE] if variables.get("TRADEFLOWS_LOG_FORMAT") == "json" else [ENGINE]
+    return ["deployments.json_process", module] if variables.get("TRADEFLOWS_LOG_FORMAT") == "json" else [module]
 
 
 async def launch(variables: Mapping[str, str], folder: str, command: str | None) -> Any:
@@ -119,11 +119,12 @@ async def _cancel_when(told: AsyncIterator[signal.Signals], scope: Any) -> None:
 def _worker_class() -> Any:
     import anyio
     import anyio.abc
-    from prefect.flows import load_flow_from_flow_run
+    from prefect._internal.attempt_control import StateOwnershipDelegation
     from prefect.runner._flow_run_executor import FlowRunExecutorContext
     from prefect.runner._process_manager import ProcessHandle
     from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+    from deployments.flow_hooks import Hooks
     from deployments.handing_back import hand_back
 
     class Starter:
@@ -158,6 +159,10 @@ def _worker_class() -> Any:
             self._draining = False
             # what was taken and is not done with, and how to reach its process once there is one
             self._taken: dict[UUID, Any] = {}
+            # runs whose process was killed to hand them back; that it ended so says nothing about them
+            self._disowned: set[UUID] = set()
+            # what is done besides, such as hooks of runs that crashed
+            self._aside = 0
 
         async def get_and_submit_flow_runs(self) -> Any:
             return [] if self._draining else await super().get_and_submit_flow_runs()
@@ -168,7 +173,7 @@ def _worker_class() -> Any:
             if self._taken:
                 print(f"worker {self.name} is to stop; {len(self._taken)} runs may end", flush=True)
             with anyio.move_on_after(seconds):
-                while self._taken or self._submitting_flow_run_ids:
+                while self._taken or self._submitting_flow_run_ids or self._aside:
                     await anyio.sleep(0.1)
 
         async def hand_back_all(self) -> None:
@@ -184,7 +189,10 @@ def _worker_class() -> Any:
                         await anyio.sleep(0.05)
                 return identifier not in self._taken
 
-            said = await hand_back(context, self.client, identifier, self.name, STOP_SECONDS, ended)
+            def disown() -> None:
+                self._disowned.add(identifier)
+
+            said = await hand_back(context, self.client, identifier, self.name, STOP_SECONDS, disown, ended)
             print(f"flow run {identifier}: {said}", flush=True)
 
         async def _submit_run_and_capture_errors(self, flow_run: Any, task_status: Any = None) -> Any:
@@ -199,19 +207,32 @@ def _worker_class() -> Any:
             await self.client.update_flow_run_labels(flow_run_id, {PLACE: here()})
 
         async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> ProcessWorkerResult:
-            async with FlowRunExecutorContext() as context:
+            async with FlowRunExecutorContext() as entered:
+                # not its type, which has no assignment to the method below
+                context: Any = entered
                 self._taken[flow_run.id] = context
+                heard = context.control_channel.get_conclusion
+
+                def conclusion(identifier: UUID) -> Any:
+                    mine = identifier not in self._disowned
+                    return heard(identifier) if mine else StateOwnershipDelegation("reschedule")
+
+                # whatever a process says by its end is overruled by this
+                context.control_channel.get_conclusion = conclusion
                 folder = str(configuration.working_dir or CHECKOUT)
-                variables = {**configuration.env, **await self._entrypoint(flow_run)}
+                named = {**configuration.env, **await self._entrypoint(flow_run)}
+                variables = {key: value for key, value in named.items() if value is not None}
 
                 async def launching(more: Mapping[str, str]) -> Any:
-                    told = {key: value for key, value in {**variables, **more}.items() if value is not None}
-                    return await self._launching(told, folder, configuration.command)
+                    return await self._launching({**variables, **more}, folder, configuration.command)
+
+                def words(module: str) -> list[str]:
+                    return [sys.executable, "-m", *engine_words(variables, module)]
 
                 executor = context.create_executor(
                     flow_run,
                     Starter(launching, context.control_channel),
-                    resolve_flow=load_flow_from_flow_run,
+                    hook_runner=Hooks(words, variables, self._do_aside),
                     propose_submitting=False,
                 )
                 done: Any = None
@@ -227,6 +248,18 @@ def _worker_class() -> Any:
             if done is None or done.status_code is None:
                 raise RuntimeError("the flow run's process did not start")
             return ProcessWorkerResult(status_code=done.status_code, identifier=str(done.handle.pid))
+
+        def _do_aside(self, what: Callable[[], Awaitable[None]]) -> None:
+            async def counted() -> None:
+                self._aside += 1
+                try:
+                    await what()
+                finally:
+                    self._aside -= 1
+
+            # there is one as long as the worker takes runs
+            group: Any = self._runs_task_group
+            group.start_soon(counted)
 
         async def _entrypoint(self, flow_run: Any) -> dict[str, str]:
             """Where the flow is in this checkout, for deployments of it: then it need not be pulled (half a second)."""

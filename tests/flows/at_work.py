@@ -22,14 +22,15 @@ CHECKOUT: Final = Path(__file__).parents[2]
 TAG: Final = "tradeflows"
 ENDED: Final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 # says who it is and what it is about, and waits for the file ``go``; in ``folder`` each attempt leaves a line. Where
-# there is a file ``stuck`` it does not come further than its import
+# there is a file ``stuck`` it does not come further than its import; ``importing`` names those processes
 WAITING: Final = """
 import os, pathlib, time
 from prefect import flow, task
 from prefect.runtime import flow_run
 
 if pathlib.Path(__file__).with_name("stuck").exists():
-    pathlib.Path(__file__).with_name("importing").touch()
+    with open(pathlib.Path(__file__).with_name("importing"), "a") as file:
+        file.write(f"{os.getpid()}\\n")
     time.sleep(120)
 
 @task
@@ -40,7 +41,11 @@ def wait(folder, name):
     while not (pathlib.Path(folder) / "go").exists() and time.monotonic() < until:
         time.sleep(0.05)
 
-@flow(retries=0, persist_result=False)
+def hook(flow, flow_run, state):
+    with open(pathlib.Path(__file__).with_name("hooks"), "a") as file:
+        file.write(f"{state.name} {flow_run.id} {os.getpid()} {os.getppid()}\\n")
+
+@flow(retries=0, persist_result=False, on_crashed=[hook], on_cancellation=[hook])
 def waiting(folder: str, name: str = "only"):
     wait(folder, name)
 
@@ -89,6 +94,16 @@ class Place:
     def began(self, count: int) -> int:
         """Waits for so many attempts; the process id of the last one."""
         return int(wait_for(lambda: self.attempts()[count - 1 :])[0][1])
+
+    def importing(self) -> list[int]:
+        """The processes that were stuck in the import of the flow."""
+        file = self.folder / "importing"
+        return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+    def hooks(self) -> list[list[str]]:
+        """Of every hook that ran: the state, the run, its process, and that one's parent."""
+        file = self.folder / "hooks"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
     def let_go(self) -> None:
         """All attempts may end."""

@@ -14,6 +14,7 @@ from prefect.events.worker import EventsWorker
 
 from flows.analyse import analyse
 from tasks import ledger, registry
+from tasks.panels import panel_task
 from tasks.settings import load_settings
 from tasks.signals import CHANGED, DEGRADED
 from tasks.store import ANALYSES, SIGNALS, Store, analyses, configured_store, open_store, write_candles
@@ -193,7 +194,9 @@ def test_a_store_that_is_down_fails_the_run_by_name_and_the_next_one_makes_all_o
 ) -> None:
     server = MongoServer(tmp_path / "mongo").start()
     try:
-        monkeypatch.setenv("MONGODB_URL", f"{server.url}down")
+        monkeypatch.setenv("MONGODB_URL", f"{server.url}down?serverSelectionTimeoutMS=1000")
+        # as often as ever, with short pauses
+        monkeypatch.setattr(panel_task, "retry_delay_seconds", 0.05)
         with configured_store(load_settings()) as store:
             fill(store)
         server.kill()

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import task_engine
+from prefect.utilities.math import lower_clamp_multiple
 
 from deployments.sandbox.llm import application, serving
 from flows.analyse import analyse
@@ -23,7 +25,7 @@ from tasks import analysing, sqlite_documents
 from tasks.llm_budget import LOST, Budget
 from tasks.llm_client import Client
 from tasks.panels import panel_task
-from tasks.retry import STORE
+from tasks.retry import OUTAGE, STORE, prefect_options
 from tasks.settings import load_settings
 from tasks.signals import DEGRADED
 from tasks.store import ANALYSES, LLM_BUDGETS, LLM_CALLS, SIGNALS, Store, configured_store, open_store
@@ -49,16 +51,16 @@ print("released", flush=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many tries as ever, with short pauses between them."""
     for one in (panel_task, analysing.hear_task, analysing.conclude_task):
-        assert one.retries == STORE.attempts
-        monkeypatch.setattr(one, "retry_delay_seconds", [0.05] * STORE.attempts)
+        assert one.retries == OUTAGE.attempts
+        monkeypatch.setattr(one, "retry_delay_seconds", [0.05] * OUTAGE.attempts)
     monkeypatch.setattr(sqlite_documents, "BUSY_SECONDS", 0.2)
 
 
 @pytest.fixture
 def server(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MongoServer]:
-    """The store of the run, with candles in it; a server that does not answer is noticed in two seconds."""
+    """The store of the run, with candles in it; a server that does not answer is noticed in one second."""
     running = MongoServer(tmp_path / "mongo").start()
-    monkeypatch.setenv("MONGODB_URL", f"{running.url}outage?serverSelectionTimeoutMS=2000&connectTimeoutMS=2000")
+    monkeypatch.setenv("MONGODB_URL", f"{running.url}outage?serverSelectionTimeoutMS=1000&connectTimeoutMS=1000")
     with configured_store(load_settings()) as store:
         fill(store)
     yield running
@@ -147,6 +149,31 @@ def test_a_shorter_outage_of_a_server_is_outlived(
         is_whole(store, run_of(state))
 
 
+def test_a_server_that_is_refused_for_a_minute_is_outlived(
+    server: MongoServer, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real pauses, as short as chance makes them, on a clock that only they move: the tries take no time on it."""
+    monkeypatch.setattr(analysing.conclude_task, "retry_delay_seconds", prefect_options(STORE)["retry_delay_seconds"])
+    waited: list[float] = []
+
+    def shortest(pause: float, clamping_factor: float) -> float:
+        waited.append(pause * lower_clamp_multiple(1 + clamping_factor))
+        if sum(waited) >= 60 > sum(waited[:-1]):
+            server.start()
+        return 0.05
+
+    monkeypatch.setattr(task_engine, "clamped_poisson_interval", shortest)
+    hooks.after_the_first(analysing, "put_analysis", server.kill)
+    failures = hooks.when_it_failed(analysing, "conclude", nothing)
+    state = analyse(SYMBOLS, **WINDOW)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert failures
+    assert sum(waited) >= 60
+    assert tries(state)["conclude-analyses"] == 1 + len(waited) > 1 + STORE.attempts
+    with configured_store(load_settings()) as store:
+        is_whole(store, run_of(state))
+
+
 def test_a_longer_one_fails_the_run_by_name_and_keeps_what_was_stored(
     server: MongoServer, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +187,7 @@ def test_a_longer_one_fails_the_run_by_name_and_keeps_what_was_stored(
         state.result()
     assert caught.value.transient
     # the store was opened in the first try only; the others failed at the door
-    assert tries(state)["conclude-analyses"] == 1 + STORE.attempts
+    assert tries(state)["conclude-analyses"] == 1 + OUTAGE.attempts
     assert failures
     # a person reads it in the report, and whoever listens is told
     text = report()
@@ -299,7 +326,7 @@ def test_a_file_that_stays_locked_fails_the_run_by_name(
     assert state.type.value == "FAILED"
     with pytest.raises(StoreUnavailable, match=r"store\.db cannot be used \(database is locked\); try again"):
         state.result()
-    assert tries(state)["conclude-analyses"] == 1 + STORE.attempts
+    assert tries(state)["conclude-analyses"] == 1 + OUTAGE.attempts
     assert "## Broke off" in report()
     locker.release()
     with open_store(home) as store:

@@ -48,6 +48,52 @@ def test_told_to_stop_it_hands_a_long_run_back_and_another_worker_does_it(module
     assert moment == again
 
 
+@pytest.mark.parametrize("module", KINDS)
+def test_a_run_that_is_only_starting_is_handed_back_too(module: str, tmp_path: Path) -> None:
+    """It cannot be told to end without a word, so it is killed; the worker does not import the flow for its hooks."""
+    here_ = place(tmp_path)
+    (tmp_path / "stuck").touch()
+    run = here_.run()
+    due = state(run)["expected_start_time"]
+    with here_.worker(module) as worker:
+        [pid] = wait_for(here_.importing)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0, (tmp_path / "worker.log").read_text()
+    assert not psutil.pid_exists(pid)
+    assert here_.importing() == [pid]
+    back = state(run)
+    assert (back["state_type"], back["state_name"]) == ("SCHEDULED", "AwaitingRetry")
+    assert back["state"]["message"] == "handed back by worker test, which was told to stop"
+    assert (back["expected_start_time"], here_.slots()) == (due, 0)
+    # nobody was told of a crash that was none
+    names = [one["name"] for one in asked(f"/flow_run_states/?flow_run_id={run}", method="GET")]
+    assert "Crashed" not in names
+    (tmp_path / "stuck").unlink()
+    here_.let_go()
+    with here_.worker(module):
+        assert in_state(run, "Completed", "Crashed", "Failed")["state_name"] == "Completed"
+    assert here_.hooks() == []
+
+
+def test_the_hooks_of_a_run_that_crashed_or_is_cancelled_have_a_process_of_their_own(tmp_path: Path) -> None:
+    here_ = place(tmp_path, limit=2)
+    with here_.worker() as worker:
+        crashed = here_.run()
+        psutil.Process(here_.began(1)).kill()
+        in_state(crashed, "Crashed")
+        [told] = wait_for(here_.hooks)
+        assert told[:2] == ["Crashed", crashed]
+        assert told[3] == str(worker.pid) != told[2]
+        cancelled = here_.run()
+        here_.began(2)
+        in_state(cancelled, "Running")
+        asked(f"/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+        in_state(cancelled, "Cancelled")
+        [_, told] = here_.hooks()
+        assert told[:2] == ["Cancelling", cancelled]
+        assert told[3] == str(worker.pid) != told[2]
+
+
 def test_told_to_stop_it_lets_a_run_end_that_does_so_in_time(tmp_path: Path) -> None:
     here_ = place(tmp_path)
     run = here_.run()

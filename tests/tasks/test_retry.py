@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -16,6 +17,7 @@ from tasks.retry import (
     LLM,
     LONGEST_WAIT,
     NOTIFY,
+    OUTAGE,
     REGISTRY,
     REQUEST,
     STORE,
@@ -26,8 +28,9 @@ from tasks.retry import (
 from trading import errors
 
 TASKS = {"exchange": EXCHANGE, "store": STORE, "registry": REGISTRY, "llm": LLM, "notify": NOTIFY}
-POLICIES = {"request": REQUEST} | TASKS
+POLICIES = {"request": REQUEST, "outage": OUTAGE} | TASKS
 ASKED = httpx.Request("GET", "http://exchange.test/")
+AWAY = errors.StoreUnavailable("away", transient=True)
 LEFT_ALONE = errors.CircuitOpen("left alone", datetime(2024, 1, 1, tzinfo=UTC))
 
 
@@ -126,7 +129,8 @@ def test_delays_by_hand() -> None:
     assert RetryPolicy(attempts=5, base=1.0, longest=6.0).delays == [1.0, 2.0, 4.0, 6.0, 6.0]
     assert RetryPolicy(attempts=0, base=1.0, longest=6.0).delays == []
     assert EXCHANGE.delays == [5.0]
-    assert STORE.delays == [0.5, 1.0, 2.0]
+    assert STORE.delays == [1.0, 2.0, 4.0]
+    assert OUTAGE.delays == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
 def test_a_policy_cannot_be_changed() -> None:
@@ -148,21 +152,22 @@ def fetch() -> Any:
 def test_prefect_takes_the_policy_over(fetch: Any) -> None:
     from prefect.cache_policies import NO_CACHE
 
-    assert fetch.retries == EXCHANGE.attempts
-    assert fetch.retry_delay_seconds == EXCHANGE.delays
-    assert fetch.retry_jitter_factor == EXCHANGE.jitter
+    # its own pauses first, and then what a store that is away is given besides
+    assert fetch.retry_delay_seconds == [5.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert fetch.retries == OUTAGE.attempts
+    assert fetch.retry_jitter_factor == OUTAGE.jitter
     assert fetch.cache_policy == NO_CACHE
     assert fetch.persist_result is False
 
 
-def would_retry(task: Any, error: BaseException) -> bool:
-    """What Prefect's task engine asks after a failure: the condition, with a state as the engine makes it."""
+def would_retry(task: Any, error: BaseException, tries: int = 1) -> bool:
+    """What Prefect's task engine asks after so many tries: the condition, with a state as the engine makes it."""
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import Failed
 
     # the engine takes anything but a plain function for a constant
     assert inspect.isfunction(task.retry_condition_fn)
-    run = TaskRun(task_key=task.task_key, dynamic_key="0")
+    run = TaskRun(task_key=task.task_key, dynamic_key="0", run_count=tries)
     answer = task.retry_condition_fn(task, run, Failed(data=error, message="failed"))
     assert isinstance(answer, bool)
     return answer
@@ -193,6 +198,45 @@ def test_a_source_that_is_left_alone_is_no_task_s_to_try_again(fetch: Any) -> No
         assert would_retry(ask, errors.SourceUnavailable("down"))
 
 
+@pytest.mark.parametrize("policy", TASKS.values(), ids=TASKS)
+def test_a_store_that_is_away_is_waited_for_a_minute_under_any_policy(policy: RetryPolicy) -> None:
+    from prefect import task
+    from prefect.utilities.math import clamped_poisson_interval, lower_clamp_multiple
+
+    @task(**prefect_options(policy))
+    def read() -> None: ...
+
+    assert isinstance(read.retry_delay_seconds, list)
+    pauses, jitter = read.retry_delay_seconds, read.retry_jitter_factor
+    assert jitter is not None
+    assert read.retries == len(pauses)
+    assert pauses[: policy.attempts] == policy.delays
+    # Prefect draws each pause from a range around it: shorter ones, too
+    shortest = [pause * lower_clamp_multiple(1 + jitter) for pause in pauses]
+    random.seed(7)
+    for pause, least in zip(pauses, shortest, strict=True):
+        drawn = [clamped_poisson_interval(pause, jitter) for _ in range(200)]
+        assert least <= min(drawn) < pause < max(drawn) <= pause * (1 + jitter)
+    assert sum(shortest) >= 75
+    # one that stays away is told of within two minutes, but for the time that the tries take
+    assert sum(pauses) * (1 + jitter) <= 120
+    assert all(would_retry(read, AWAY, tries) for tries in range(1, read.retries + 1))
+    # what passing on its own cannot help is told of at once
+    assert not would_retry(read, errors.StoreUnavailable("unwritable"))
+
+
+@pytest.mark.parametrize("policy", TASKS.values(), ids=TASKS)
+def test_other_errors_are_tried_again_as_often_as_the_policy_says(policy: RetryPolicy) -> None:
+    from prefect import task
+
+    @task(**prefect_options(policy))
+    def ask() -> None: ...
+
+    for error in (errors.SourceUnavailable("down"), errors.RevisionConflict("changed"), TimeoutError()):
+        worth = [would_retry(ask, error, tries) for tries in range(1, ask.retries + 1)]
+        assert worth == [True] * policy.attempts + [False] * (ask.retries - policy.attempts)
+
+
 def test_a_failed_state_without_an_error_is_not_retried(fetch: Any) -> None:
     from prefect.client.schemas.objects import TaskRun
     from prefect.states import Failed
@@ -205,8 +249,7 @@ def test_the_ingest_tasks_are_under_these_policies() -> None:
     from tasks.ingestion import holdings_task, ingest_task, plan_task
 
     for task, policy in ((plan_task, EXCHANGE), (ingest_task, STORE), (holdings_task, STORE)):
-        assert task.retries == policy.attempts
-        assert task.retry_delay_seconds == policy.delays
+        assert task.retry_delay_seconds == prefect_options(policy)["retry_delay_seconds"]
         assert would_retry(task, errors.SourceUnavailable("down"))
         assert not would_retry(task, errors.MalformedResponse("not JSON"))
         assert not would_retry(task, LEFT_ALONE)
