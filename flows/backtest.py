@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from prefect import flow
 from pydantic import Field
@@ -42,7 +43,7 @@ from flows.parameters import (
 )
 from flows.rule_names import NAMES, StrategyText
 from tasks import backtesting, reports, wide
-from tasks.backtest_requests import MOST_SETS, USUAL, BacktestRequest, candidates
+from tasks.backtest_requests import HOLD, MOST_SETS, USUAL, BacktestRequest, candidates
 from tasks.backtesting import Backtested
 from tasks.datasets import Dataset
 from tasks.periods import run_moment, span
@@ -50,6 +51,9 @@ from tasks.settings import load_settings
 from tasks.training import select_task
 from trading.backtest.rules import Rules
 from trading.window import Timeframe
+
+# symbols with pictures and links of their own: each is kept in Prefect's database, and all are in the MLflow run
+MOST_SHOWN: Final = 10
 
 Cash = Annotated[
     float,
@@ -193,26 +197,40 @@ def _publish(timeframe: Timeframe, found: Backtested) -> None:
     ]
     first, last = min(str(row["start"]) for row in found.rows)[:10], max(str(row["end"]) for row in found.rows)[:10]
     covered = f"{first} to {last}, {found.data_mode} data"
+    many = len(found.pictures) > MOST_SHOWN
     text = [
         f"# Backtest {bar}",
         f"{first} to {last}, **{found.data_mode} data**, after costs."
         f"{' Reused: an identical request was answered before.' if found.reused else ''}",
         f"[MLflow run]({found.run_link}); each strategy leads to its page. Luck and robustness: artifact "
         f"`leaderboard-{bar}`.",
+        *([f"Pictures among the artifacts: the {MOST_SHOWN} symbols with the highest Sharpe ratios."] if many else []),
         reports.markdown_table(table),
         *(f"- {reason}" for reason in found.absent),
     ]
     reports.markdown(f"backtest-{bar}", "\n\n".join(text), f"{len(table)} strategy runs, {covered}")
     reports.markdown(f"leaderboard-{bar}", _leaderboard(bar, found), f"{found.trials} trials, {found.data_mode} data")
     reports.table(f"strategies-{bar}", [*map(_rounded, found.rows)], f"every figure, {covered}")
+    best = best_symbols(found.rows)
     for row, link in zip(found.rows, found.page_links, strict=True):
-        if row["strategy"] != "buy_and_hold":
+        if row["strategy"] != HOLD and row["symbol"] in best:
             key = f"page-{_key(row['symbol'])}-{_key(row['strategy'])}-{bar}"
             name = f"{row['strategy']} on {row['symbol']}"
             about = f"{name}: charts, trades, costs, robustness; {found.data_mode} data"
             create_link_artifact(link, link_text=name, key=key, description=about)
+    pictured = {_key(symbol) for symbol in best}
     for path in found.pictures:
-        reports.picture(f"equity-{_key(Path(path).stem)}-{bar}", Path(path), f"Equity of {Path(path).stem}")
+        if _key(Path(path).stem) in pictured:
+            reports.picture(f"equity-{_key(Path(path).stem)}-{bar}", Path(path), f"Equity of {Path(path).stem}")
+
+
+def best_symbols(rows: Sequence[Mapping[str, Any]], most: int = MOST_SHOWN) -> list[str]:
+    """The symbols on which some strategy has the highest Sharpe ratios; buy-and-hold counts after all others."""
+
+    def rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+        return row["strategy"] != HOLD, -math.inf if row["sharpe"] is None else row["sharpe"]
+
+    return list(dict.fromkeys(row["symbol"] for row in sorted(rows, key=rank, reverse=True)))[:most]
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml.plots import _COLOURS, _INK, _figure, _style, _write
+from ml.plots import _COLOURS, _INK, _figure, _style
+from trading.pictures import write_png
 
 if TYPE_CHECKING:
     from trading.scoring import Score
@@ -39,4 +40,4 @@ def analyst_chart(scores: Mapping[str, Score], title: str, path: Path, data_mode
     _style(
         sure, "Hit rate by confidence; on the line is as sure as right", "confidence", "hit rate", legend=bool(drawn)
     )
-    return _write(figure, path)
+    return write_png(figure, path)

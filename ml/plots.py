@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ml.evaluation import Scores, reliability
+from trading.pictures import write_png
 
 _INK: Final = "#1f2937"
 _GRID: Final = "#e5e7eb"
@@ -23,7 +24,7 @@ def fold_losses(scores: Sequence[Scores], title: str, path: Path, data_mode: str
     """Write a PNG of the log loss by fold and estimator; every entry of ``scores`` is over the same folds."""
     figure = _figure(title, data_mode, width=10)
     _fold_bars(figure.subplots(), scores)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def reliability_curve(probabilities: np.ndarray, classes: np.ndarray, title: str, path: Path, data_mode: str) -> Path:
@@ -51,7 +52,7 @@ def reliability_curve(probabilities: np.ndarray, classes: np.ndarray, title: str
     note = f"{len(classes):,} rows out of sample in ten bins of equal count, bars: one standard error"
     _style(curves, note, "", "frequency seen")
     _style(counts, "", "probability said", "rows", legend=False)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def importance_chart(
@@ -79,7 +80,7 @@ def importance_chart(
         whole = sum(gain.values()) or 1.0
         axes[1].barh(places, [100 * gain.get(name, 0.0) / whole for name in shown.index], 0.7, color=_COLOURS[3])
         _style(axes[1], "Gain of the splits in training", "share of all gain, %", "", legend=False, along="x")
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def fold_equity(
@@ -123,7 +124,7 @@ def fold_equity(
     _beside(curves)
     _style(falls, f"Drawdown of the thick line, at worst {depth.min():.1f} %", "", "%", legend=False)
     falls.set_ylim(min(1.1 * float(depth.min()), -1.0), 0)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def drift_chart(
@@ -153,7 +154,7 @@ def drift_chart(
     _style(axes, f"{len(drifted)} of {len(shifts)} features drifted ({len(shown)} nearest to their limits shown)",
            "population stability index against training", "", along="x")  # fmt: skip
     _beside(axes)
-    return _write(figure, path)
+    return write_png(figure, path)
 
 
 def _figure(title: str, data_mode: str, width: float, height: float = 4.8) -> Any:
@@ -164,12 +165,6 @@ def _figure(title: str, data_mode: str, width: float, height: float = 4.8) -> An
     FigureCanvasAgg(figure)
     figure.suptitle(f"{title} ({data_mode} data)", color=_INK, fontsize=13, fontweight="bold")
     return figure
-
-
-def _write(figure: Any, path: Path) -> Path:
-    # without the software's name in it, equal evaluations give equal files
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path
 
 
 def _fold_bars(axes: Any, scores: Sequence[Scores]) -> None:

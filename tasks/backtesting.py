@@ -27,6 +27,7 @@ from tasks.datasets import Dataset
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store, get_result, put_result, touch_result
+from tasks.wide import Group
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,25 +141,28 @@ def prepare_task(dataset: Dataset, request: BacktestRequest, now: datetime) -> P
         return prepared
 
 
-@task(name="check-look-ahead", task_run_name="look-ahead of {item.strategy}", **prefect_options(STORE))
-def proof_task(item: Batch, now: datetime) -> None:
+@task(name="check-look-ahead", task_run_name="look-ahead of {group.name}", **prefect_options(STORE))
+def proof_task(group: Group[Batch], now: datetime) -> None:
     """``tasks.backtest_proofs.prove_rule`` on the configured store."""
     with configured_store(load_settings()) as store:
-        prove_rule(store, item, now)
+        for item in group.items:
+            prove_rule(store, item, now)
 
 
-@task(name="backtest-batch", task_run_name="{item.name}", **prefect_options(STORE))
-def batch_task(item: Batch, now: datetime) -> None:
+@task(name="backtest-batch", task_run_name="{group.name}", **prefect_options(STORE))
+def batch_task(group: Group[Batch], now: datetime) -> None:
     """``tasks.backtest_runs.run_batch`` on the configured store."""
     with configured_store(load_settings()) as store:
-        run_batch(store, item, now)
+        for item in group.items:
+            run_batch(store, item, now)
 
 
-@task(name="compare-trials", task_run_name="{item.name}", **prefect_options(STORE))
-def comparison_task(item: Comparison, now: datetime) -> None:
+@task(name="compare-trials", task_run_name="{group.name}", **prefect_options(STORE))
+def comparison_task(group: Group[Comparison], now: datetime) -> None:
     """``tasks.backtest_leaders.compare`` on the configured store."""
     with configured_store(load_settings()) as store:
-        compare(store, item, now)
+        for item in group.items:
+            compare(store, item, now)
 
 
 @task(name="choose-best", **prefect_options(STORE))
@@ -168,18 +172,20 @@ def leaders_task(prepared: Prepared) -> Leaderboard:
         return leaderboard(store, prepared.batches, prepared.comparisons)
 
 
-@task(name="study-strategy", task_run_name="study of {item.name}", **prefect_options(STORE))
-def study_task(item: Study, now: datetime) -> None:
+@task(name="study-strategy", task_run_name="study of {group.name}", **prefect_options(STORE))
+def study_task(group: Group[Study], now: datetime) -> None:
     """``tasks.backtest_studies.run_study`` on the configured store."""
     with configured_store(load_settings()) as store:
-        run_study(store, item, now)
+        for item in group.items:
+            run_study(store, item, now)
 
 
-@task(name="draw-equity", task_run_name="{item.name}", **prefect_options(STORE))
-def drawing_task(item: Drawing, now: datetime) -> None:
+@task(name="draw-equity", task_run_name="{group.name}", **prefect_options(STORE))
+def drawing_task(group: Group[Drawing], now: datetime) -> None:
     """``tasks.backtest_studies.draw`` on the configured store."""
     with configured_store(load_settings()) as store:
-        draw(store, item, now)
+        for item in group.items:
+            draw(store, item, now)
 
 
 @task(name="publish-backtest", **prefect_options(REGISTRY))

@@ -6,12 +6,14 @@ workers need the same settings and a store that they can reach.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from tasks import progress
 from tasks.settings import Settings
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 UPDATES: Final = 50  # of a progress bar: each is a request to Prefect
+# task runs of one step: each is some 40 kB of Prefect's database and 50 ms of its server, and so many keep a cluster of
+# thirty busy
+MOST_TASKS: Final = 100
 
 
 class Named(Protocol):
@@ -30,6 +35,29 @@ class Named(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+@dataclass(frozen=True)
+class Group(Generic[Item]):
+    """Some things that one task does, one after the other."""
+
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """The first one's, and how many more there are."""
+        more = f" and {len(self.items) - 1} more" if len(self.items) > 1 else ""
+        return f"{self.items[0].name}{more}"
+
+
+def grouped(items: Sequence[Item], most: int = MOST_TASKS) -> list[Group[Item]]:
+    """Neighbours together, in ``most`` groups of nearly equal size, or each by itself where there are no more."""
+    count = min(len(items), most)
+    cuts = [len(items) * number // count for number in range(count + 1)] if count else []
+    return [Group(tuple(items[low:high])) for low, high in itertools.pairwise(cuts)]
 
 
 def runner(settings: Settings) -> AbstractContextManager[TaskRunner[Any]]:
@@ -67,7 +95,7 @@ def send_whole(flow: Flow[..., Any]) -> None:
 def run_all(
     workers: TaskRunner[Any], task: Task[Any, Any], items: Sequence[Named], now: datetime, *, step: str, key: str
 ) -> None:
-    """Run ``task(item, now)`` for every item and wait; the first failure is raised, and what waits is given up.
+    """Run ``task(group, now)`` for all items in groups and wait; the first failure is raised, what waits is given up.
 
     Args:
         step: what is going on, for whoever watches.
@@ -80,12 +108,15 @@ def run_all(
         return
     progress.report(step, 0, len(items))
     bar = cast("UUID", create_progress_artifact(progress=0.0, key=key, description=f"{step}: {len(items)} to do"))
-    every = max(1, len(items) // UPDATES)
-    futures = [workers.submit(task, {"item": item, "now": now}) for item in items]
-    for done, future in enumerate(as_completed(futures), start=1):
+    groups = grouped(items)
+    every = max(1, len(groups) // UPDATES)
+    futures = {workers.submit(task, {"group": group, "now": now}): len(group.items) for group in groups}
+    done = 0
+    for number, future in enumerate(as_completed(list(futures)), start=1):
         future.result()
+        done += futures[future]
         progress.report(step, done, len(items))
-        if done % every == 0 or done == len(items):
+        if number % every == 0 or done == len(items):
             update_progress_artifact(
                 bar, progress=100 * done / len(items), description=f"{step}: {done} of {len(items)}"
             )  # fmt: skip

@@ -5,6 +5,7 @@ Each is about 1,380 pixels wide and readable at 1,150. Equal input gives equal f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +16,13 @@ import pandas as pd
 from trading.backtest.engine import BacktestResult
 from trading.backtest.periods import TOTAL, monthly
 from trading.backtest.words import HOLD
+from trading.pictures import write_png
 
-COLOURS: Final = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
+COLOURS: Final = (
+    "#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#4f9dde", "#a0522d", "#e377c2", "#93a800",
+)  # fmt: skip
+# of those beyond the colours
+DASHES: Final = ("-", "--", ":", "-.")
 MOST_POINTS: Final = 4_000  # more than a screen has pixels
 MOST_MARKED: Final = 400  # trades whose fills still can be told apart
 _INK: Final = "#17202a"
@@ -35,13 +41,17 @@ def equity_picture(results: Mapping[str, BacktestResult], title: str, path: Path
     """
     figure = _figure(6.4)
     curves, falls = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    colours = dict(zip((name for name in results if name != HOLD), COLOURS, strict=False))
+    named = itertools.product(DASHES, COLOURS)
+    looks: dict[str, dict[str, Any]] = {
+        name: {"color": colour, "ls": dash, "lw": 1.4}
+        for name, (dash, colour) in zip((name for name in results if name != HOLD), itertools.cycle(named))
+    }
     # the named strategies lie above buy-and-hold
     for name in sorted(results, key=lambda name: name != HOLD):
         result = results[name]
         equity = result.equity.to_numpy() / result.start_cash
         times = _times(result.equity.index)
-        look: dict[str, Any] = {"color": colours.get(name, _GREY), "lw": 1.4 if name in colours else 1.8}
+        look = looks.get(name, {"color": _GREY, "lw": 1.8})
         kept = extremes(equity)
         curves.plot(times[kept], 100 * equity[kept], label=_label(name, equity), **look)
         depth = 100 * (equity / np.maximum(np.maximum.accumulate(equity), 1.0) - 1)
@@ -54,11 +64,11 @@ def equity_picture(results: Mapping[str, BacktestResult], title: str, path: Path
     curves.set_ylabel("equity, % of start")
     falls.set_ylabel("drawdown, %")
     falls.set_ylim(top=0)
-    curves.legend(loc="upper left", frameon=False, fontsize=9)
+    curves.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     for axis in (curves, falls):
         _plain(axis)
     _dates(falls)
-    return _written(figure, path)
+    return write_png(figure, path)
 
 
 def trades_picture(candles: pd.DataFrame, result: BacktestResult, title: str, path: Path, data_mode: str) -> Path:
@@ -101,7 +111,7 @@ def trades_picture(candles: pd.DataFrame, result: BacktestResult, title: str, pa
     _head(axis, title, data_mode)
     _plain(axis)
     _dates(axis)
-    return _written(figure, path)
+    return write_png(figure, path)
 
 
 def monthly_picture(result: BacktestResult, title: str, path: Path, data_mode: str) -> Path:
@@ -123,7 +133,7 @@ def monthly_picture(result: BacktestResult, title: str, path: Path, data_mode: s
     axis.set_xticks(range(13), _MONTHS)
     axis.set_yticks(range(len(table)), [str(year) for year in table.index])
     _head(axis, f"{title}: return by month, %", data_mode)
-    return _written(figure, path)
+    return write_png(figure, path)
 
 
 def neighbourhood_picture(
@@ -150,7 +160,7 @@ def neighbourhood_picture(
     axis.set_xlabel(str(sharpe.columns.name or ""))
     axis.set_ylabel(str(sharpe.index.name or ""))
     _head(axis, f"{title}: Sharpe ratio (framed: chosen)", data_mode)
-    return _written(figure, path)
+    return write_png(figure, path)
 
 
 def extremes(values: np.ndarray, most: int = MOST_POINTS) -> np.ndarray:
@@ -221,12 +231,6 @@ def _dates(axis: Any) -> None:
 
 def _times(index: pd.Index) -> np.ndarray:
     return pd.DatetimeIndex(index).tz_localize(None).to_numpy()
-
-
-def _written(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-    return path
 
 
 def _label(name: str, equity: np.ndarray) -> str:
