@@ -90,6 +90,9 @@ def account(equity: np.ndarray, start_cash: float, returns: np.ndarray) -> Accou
         sums = _sums(part, gains, shift)
         first, second, third = first + sums[0], second + sums[1], third + sums[2]
         fourth, below, worth = fourth + sums[3], below + sums[4], worth + sums[5]
+        if _all_below(part, peak):
+            trough = min(trough, _least(part))
+            continue
         for bar in range(begin, end):
             now = equity[bar]
             if now < peak:
@@ -144,6 +147,27 @@ def _sums(equity: np.ndarray, gains: np.ndarray, shift: float) -> tuple[float, f
         below += min(gain, 0.0) ** 2
         worth += equity[bar]
     return first, second, third, fourth, below, worth
+
+
+@numba.njit(cache=True, nogil=True)
+def _all_below(values: np.ndarray, bound: float) -> bool:
+    below = 0
+    for each in range(len(values)):
+        below += values[each] < bound
+    return below == len(values)
+
+
+# four at a time, as each comparison waits for the one before
+@numba.njit(cache=True, nogil=True)
+def _least(values: np.ndarray) -> float:
+    one = two = three = four = values[0]
+    even = len(values) // 4 * 4
+    for each in range(0, even, 4):
+        one, two = min(one, values[each]), min(two, values[each + 1])
+        three, four = min(three, values[each + 2]), min(four, values[each + 3])
+    for each in range(even, len(values)):
+        one = min(one, values[each])
+    return min(one, two, three, four)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -105,6 +105,7 @@ class Books(NamedTuple):
 class Line(NamedTuple):
     """Columns of the market, the targets and the results, one row after the other, (n x m,)."""
 
+    opens: np.ndarray
     highs: np.ndarray
     lows: np.ndarray
     closes: np.ndarray
@@ -125,7 +126,7 @@ STATE_WIDTH = 19
 CASH, TAKER, MAKER, TRADES, FILLS, HELD_SYMBOLS, DAY, DAY_ENTRIES, WRITTEN_OFF, ENDED = range(10)
 ACCOUNT_WIDTH = 10
 
-TOGETHER = 8  # bars that the processor looks at together
+TOGETHER = 32  # bars that the processor looks at together
 
 # of a trade, see ``engine.BacktestResult.trades``
 (
@@ -154,6 +155,14 @@ def taken_price(reference: float, direction: float, size: float, volume: float, 
             share = min(1.0, size / volume)
         worse += terms.impact * share * share
     return reference * (1.0 + direction * worse)
+
+
+@_flat
+def volume_of(bar: int, symbol: int, market: Market, terms: Terms) -> float:
+    """Volume of a bar where the terms ask for it, else 0: a value from memory that is not in a cache takes as long as
+    all the rest of a fill.
+    """
+    return market.volumes[bar, symbol] if terms.impact > 0.0 or terms.volume_share < math.inf else 0.0
 
 
 @_flat
@@ -344,7 +353,7 @@ def release(
     want = orders.targets[decided, symbol]
     side = 1.0 if own[POSITION] > 0.0 else -1.0
     held = abs(own[POSITION])
-    volume = market.volumes[bar, symbol]
+    volume = volume_of(bar, symbol, market, terms)
     timed = terms.max_bars > 0 and bar - own[ENTRY_BAR] >= terms.max_bars
     size, reason = held, TIME_STOP if timed else (FLAT if want == 0.0 else REVERSED)
     if not timed and want * side > 0.0:
@@ -403,7 +412,7 @@ def acquire(
         return
     inside = reference != references[symbol]
     rate = account[MAKER] if maker else account[TAKER]
-    held, volume = abs(own[POSITION]), market.volumes[bar, symbol]
+    held, volume = abs(own[POSITION]), volume_of(bar, symbol, market, terms)
     price = reference if maker else reference * (1.0 + side * terms.slip)
     wanted = wanted_units(decided, symbol, want, price, rate, equity, market, orders, terms, own)
     if terms.impact > 0.0 and not maker:
@@ -602,8 +611,8 @@ def simulate(
     trades, fills = np.empty((room + 2 * symbols, TRADE_WIDTH)), np.empty((2 * room + 6 * symbols, FILL_WIDTH))
     traded = np.zeros(bars + 1 if terms.tiers.shape[0] > 0 else 0)
     line = Line(
-        market.highs.reshape(-1), market.lows.reshape(-1), market.closes.reshape(-1), orders.targets.reshape(-1),
-        equity, cash, positions.reshape(-1),
+        market.opens.reshape(-1), market.highs.reshape(-1), market.lows.reshape(-1), market.closes.reshape(-1),
+        orders.targets.reshape(-1), equity, cash, positions.reshape(-1),
     )  # fmt: skip
     bar = 0
     while bar < bars:
@@ -728,7 +737,7 @@ def advance(  # noqa: PLR0912, PLR0915 - one loop
                 if state[symbol, POSITION] != 0.0:
                     side = 1.0 if state[symbol, POSITION] > 0.0 else -1.0
                     size, mark = abs(state[symbol, POSITION]), state[symbol, MARK]
-                    price = taken_price(mark, -side, size, market.volumes[bar, symbol], terms)
+                    price = taken_price(mark, -side, size, volume_of(bar, symbol, market, terms), terms)
                     leave(bar, symbol, size, price, mark, account[TAKER], reason, books)
                     if reason != END and not terms.reenter:
                         state[symbol, BLOCKED] = side
@@ -766,14 +775,15 @@ def skip_quiet(first: int, line: Line, trailing: bool, terms: Terms, state: np.n
         return bars
     if (first == 0 and shift == 1) or first >= end:
         return first
+    targets = line.targets[first - shift : end - shift]
     if position == 0.0:
-        bar = quiet_flat(first, end, line.targets[first - shift : end - shift], blocked)
+        bar = quiet_flat(first, end, targets, blocked)
     else:
         if position < 0.0 and terms.borrow > 0.0:
             return first
         if terms.max_bars > 0:
             end = max(first, min(end, int(own[ENTRY_BAR]) + terms.max_bars))
-        bar = quiet_held(first, end, line, line.targets[first - shift : end - shift], trailing, terms, own, money)
+        bar = quiet_held(first, end, line, targets, trailing, terms, own, money)
         if bar > first:
             own[MARK] = line.closes[bar - 1]
     write_quiet(first, bar, money, position, line)
@@ -793,30 +803,32 @@ def quiet_flat(first: int, end: int, targets: np.ndarray, blocked: float) -> int
 def quiet_held(
     first: int, end: int, line: Line, targets: np.ndarray, trailing: bool, terms: Terms, own: np.ndarray, money: float
 ) -> int:
-    """The first bar from ``first`` on, ``end`` at the latest, in which a held position may change."""
-    position, sized, level, goal = own[POSITION], own[SIZED], own[LEVEL], own[TARGET]
-    peak, floor = own[PEAK] if trailing else np.nan, terms.maintenance * abs(position)
-    highs, lows, closes = line.highs[first:end], line.lows[first:end], line.closes[first:end]
-    bar, count, loud = 0, end - first, 0
+    """The first bar from ``first`` on, ``end`` at the latest, in which a held position may change.
+
+    A short is looked at upside down: prices times -1, lows for highs.
+    """
+    position, sized = own[POSITION], own[SIZED]
+    side = 1.0 if position > 0.0 else -1.0
+    level, goal, floor = own[LEVEL] * side, own[TARGET] * side, terms.maintenance * abs(position)
+    peak = own[PEAK] * side if trailing else np.nan
+    lowest, highest = (line.lows, line.highs) if position > 0.0 else (line.highs, line.lows)
+    lows, highs, opens, closes = lowest[first:end], highest[first:end], line.opens[first:end], line.closes[first:end]
+    bar, count = 0, end - first
     while bar + TOGETHER <= count:
-        high, low = highs[bar : bar + TOGETHER], lows[bar : bar + TOGETHER]
-        close, want = closes[bar : bar + TOGETHER], targets[bar : bar + TOGETHER]
-        if position > 0.0:
-            for near in range(TOGETHER):
-                loud |= (low[near] <= level) | (high[near] >= goal) | (high[near] > peak)
-        else:
-            for near in range(TOGETHER):
-                loud |= (high[near] >= level) | (low[near] <= goal) | (low[near] < peak)
+        part = slice(bar, bar + TOGETHER)
+        open_, high, low, close, want = opens[part], highs[part], lows[part], closes[part], targets[part]
+        quiet = TOGETHER
         for near in range(TOGETHER):
+            # the low says what the open says; but the next fill is at an open, which by then is in the cache
+            loud = (low[near] * side <= level) | (open_[near] * side <= level)
+            loud |= (high[near] * side >= goal) | (high[near] * side > peak)
             loud |= (want[near] != sized) | (money + position * close[near] <= floor * close[near])
-        if loud != 0:
-            break
-        bar += TOGETHER
+            quiet = min(quiet, near if loud else TOGETHER)
+        bar += quiet
+        if quiet < TOGETHER:
+            return first + bar
     while bar < count:
-        if position > 0.0:
-            loud = (lows[bar] <= level) | (highs[bar] >= goal) | (highs[bar] > peak)
-        else:
-            loud = (highs[bar] >= level) | (lows[bar] <= goal) | (lows[bar] < peak)
+        loud = (lows[bar] * side <= level) | (highs[bar] * side >= goal) | (highs[bar] * side > peak)
         if loud or targets[bar] != sized or money + position * closes[bar] <= floor * closes[bar]:
             break
         bar += 1
@@ -895,7 +907,7 @@ def protect(bar: int, symbol: int, alone: bool, market: Market, terms: Terms, bo
         elif trail_of(own, side, terms) == own[LEVEL]:
             reason = TRAILING_STOP
         reference = min(own[LEVEL], start) if side > 0.0 else max(own[LEVEL], start)
-        price = taken_price(reference, -side, size, market.volumes[bar, symbol], terms)
+        price = taken_price(reference, -side, size, volume_of(bar, symbol, market, terms), terms)
     elif inside:
         # a profit is taken in the next bar at the earliest
         return

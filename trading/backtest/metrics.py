@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from trading.backtest import account, kernel
-from trading.backtest.quantiles import quantile
+from trading.backtest.quantiles import tails
 from trading.errors import InvalidRequest
 from trading.statistics import annualised, deflated_sharpe, has_spread, probabilistic_sharpe, sharpe_error
 
@@ -158,7 +158,8 @@ def tail_ratio(returns: np.ndarray) -> float:
     if len(returns) == 0:
         return math.nan
     values = np.ascontiguousarray(returns, dtype=np.float64)
-    return _ratio(abs(float(quantile(values, 0.95))), abs(float(quantile(values, 0.05))))
+    lower, upper = tails(values, 0.05, 0.95)
+    return _ratio(abs(float(upper)), abs(float(lower)))
 
 
 def _sharpes(curve: account.Account, bars: int, bars_per_year: float, trials: Trials | None) -> dict[str, float]:

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trading.backtest.quantiles import BLOCK, SAMPLE, quantile
+from trading.backtest.quantiles import BLOCK, SAMPLE, quantile, tails
 
 SHARES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 def agree(values: np.ndarray, share: float) -> None:
     assert quantile(values, share) == pytest.approx(float(np.quantile(values, share)), rel=1e-12, abs=1e-300)
+    lower, upper = min(share, 1 - share), max(share, 1 - share)
+    assert tails(values, lower, upper) == (quantile(values, lower), quantile(values, upper))
 
 
 @settings(max_examples=200, deadline=None)
@@ -50,6 +52,8 @@ def test_many_values(n: int, seed: int, zeros: float, share: float, digits: int)
         np.repeat([1.0, 2.0, 3.0], 10_000),
         np.r_[np.full(1_501, -1.0), np.arange(28_499.0)],  # the rank is the last of the equal ones
         np.r_[np.full(1_500, -1.0), np.arange(28_501.0)],  # and the first after them
+        np.where(np.arange(30_000) % 14 == 0, 1e6, np.arange(30_000.0)),  # misleads about the upper tail alone
+        np.where(np.arange(30_000) % 14 == 0, -1e6, np.arange(30_000.0)),  # about the lower one
     ],
 )
 def test_values_that_mislead(values: np.ndarray) -> None:
@@ -61,4 +65,5 @@ def test_the_values_stay_in_order() -> None:
     values = np.random.default_rng(3).normal(size=50_000)
     before = values.copy()
     quantile(values, 0.05)
+    tails(values, 0.05, 0.95)
     assert np.array_equal(values, before)
