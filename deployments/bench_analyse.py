@@ -150,7 +150,7 @@ def prefect_server(home: Path) -> Iterator[str]:
         **os.environ, **DEFAULTS, "PREFECT_HOME": str(home / "prefect"), "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_SERVER_API_PORT": str(port), "PREFECT_API_URL": url,
     }  # fmt: skip
-    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command = [sys.executable, "-m", "deployments.prefect_server", "server", "start"]
     with (home / "prefect.log").open("wb") as log_file:
         server = subprocess.Popen(command, env=variables, stdout=log_file, stderr=subprocess.STDOUT)
     try:

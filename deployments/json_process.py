@@ -22,7 +22,9 @@ from tasks.log_lines import is_line, line, secrets_of
 # a program that prints without a line break is told of all the same
 LONGEST: Final = 64_000
 # programs that run uvicorn with its own configuration; to import it takes 16 MB
-_WITH_UVICORN: Final = frozenset({("prefect", "server"), "deployments.sandbox"})
+_WITH_UVICORN: Final = frozenset(
+    {("deployments.prefect_server", "server"), ("prefect", "server"), "deployments.sandbox"}
+)
 _PLACES: Final = ("default", "access")
 
 

@@ -118,7 +118,7 @@ def parts(settings: Settings, wanted: Wanted, tell: Callable[[str], None]) -> li
     made.append(
         Part(
             "prefect",
-            (*_python("prefect"), "server", "start"),
+            (*_python("deployments.prefect_server"), "server", "start"),
             server,
             lambda _: answers("GET", f"{api}/ready"),
             prefect_url,

@@ -67,7 +67,7 @@ FinishedRuns = Annotated[
         "Finished runs, days",
         "Days after which MLflow runs that ended well are deleted, but for those of registered models, the promotion "
         "history and kept answers; they are gone for good as many days later as failed ones.",
-        90,
+        60,
     ),
 ]
 Versions = Annotated[
@@ -85,7 +85,7 @@ Reports = Annotated[
     form(
         "Reports, days",
         "Days that pages and pictures on the disk are kept; the newest of each kind and those of kept answers stay.",
-        90,
+        30,
     ),
 ]
 MostReports = Annotated[
@@ -107,10 +107,10 @@ def maintain(
     datasets_days: Datasets = 365,
     corrections_days: Corrections = 365,
     runs_days: Runs = 30,
-    finished_runs_days: FinishedRuns = 90,
+    finished_runs_days: FinishedRuns = 60,
     versions_days: Versions = 365,
     traces_days: Traces = 30,
-    reports_days: Reports = 90,
+    reports_days: Reports = 30,
     most_reports: MostReports = 100,
 ) -> Maintained:
     """Remove what is too old, and write database files anew that are half empty.

@@ -58,10 +58,10 @@ class Retention:
     datasets: int = 365
     corrections: int = 365
     runs: int = 30
-    finished_runs: int = 90
+    finished_runs: int = 60
     versions: int = 365
     traces: int = 30
-    reports: int = 90
+    reports: int = 30
     most_reports: int = 100
 
     def __post_init__(self) -> None:

@@ -62,9 +62,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     }
     server = {**environment, "PREFECT_SERVER_API_AUTH_STRING": LOGIN, "PREFECT_SERVER_API_PORT": str(port)}
     with (folder / "server.log").open("wb") as log:
+        words = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=server, stdout=log, stderr=log,
+            [sys.executable, "-m", "deployments.prefect_server", *words],
+            env=server, cwd=CHECKOUT, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 180

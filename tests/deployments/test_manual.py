@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments import declared
 from deployments.manual import PAGE, page
 from tasks.settings import Settings
 
@@ -36,3 +37,18 @@ def test_links_lead_somewhere(one: Path) -> None:
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{one.name} names {module}"
     for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE):
         assert f"\n{target}:" in (CHECKOUT / "Makefile").read_text(), f"{one.name} names make {target}"
+
+
+def test_the_deployments_of_a_second_group_can_be_declared(tmp_path: Path) -> None:
+    [blocks] = re.findall(r"```yaml\n(.*?)```", (CHECKOUT / "docs" / "scale.md").read_text(), re.DOTALL)
+    ours = declared.FILE.read_text()
+    whole = tmp_path / "prefect.yaml"
+    whole.write_text(ours.replace("\ndeployments:\n", f"\ndeployments:\n{blocks}", 1))
+    first = {one.name: one for one in declared.read()}
+    more = {one.name: one for one in declared.read(whole) if one.name not in first}
+    assert set(more) == {"ingest-2", "train-2"}
+    for name, one in more.items():
+        sent, known = declared.as_sent(one), declared.as_sent(first[name.removesuffix("-2")])
+        assert sent["entrypoint"] == known["entrypoint"]
+        assert sent["parameters"].keys() <= known["parameters"].keys()
+        assert sent["parameters"]["symbols"] != known["parameters"]["symbols"]
