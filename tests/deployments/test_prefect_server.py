@@ -11,7 +11,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
-from deployments.prefect_server import close_failed_cursors
+from deployments.prefect_server import close_failed_cursors, lock_at_once
 
 PATIENCE = 2.0
 
@@ -67,3 +67,41 @@ def test_what_fails_is_told_as_before(tmp_path: Path, monkeypatch: pytest.Monkey
                 return [(row[0],) async for row in cursor]
 
     assert asyncio.run(tried()) == [(1,), (2,)]
+
+
+def test_a_transaction_takes_the_lock_when_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that read and then write are one after the other; one inside another does not wait for that one."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+    from sqlalchemy import text
+
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction)
+    lock_at_once()
+    database = AioSqliteConfiguration(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}")
+
+    async def add(barrier: asyncio.Event) -> None:
+        async with (
+            await database.session(await database.engine()) as session,
+            database.begin_transaction(session),
+        ):
+            [(count,)] = (await session.execute(text("SELECT count(*) FROM things"))).all()
+            barrier.set()
+            async with (
+                await database.session(await database.engine()) as inner,
+                database.begin_transaction(inner),
+            ):
+                assert (await inner.execute(text("SELECT count(*) FROM things"))).all() == [(count,)]
+            await session.execute(text("INSERT INTO things VALUES (:count)"), {"count": count})
+
+    async def both() -> list[int]:
+        async with (await database.engine()).begin() as connection:
+            await connection.execute(text("CREATE TABLE things (number)"))
+        barrier = asyncio.Event()
+        first = asyncio.create_task(add(barrier))
+        await barrier.wait()
+        await asyncio.gather(first, *(add(barrier) for _ in range(4)))
+        async with (await database.engine()).connect() as connection:
+            found = (await connection.execute(text("SELECT number FROM things"))).all()
+        await (await database.engine()).dispose()
+        return sorted(number for (number,) in found)
+
+    assert asyncio.run(both()) == [0, 1, 2, 3, 4]

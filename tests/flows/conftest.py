@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.prefect_server import mend_on_demand
 from deployments.sandbox import Sandbox, running_sandbox
 from tasks.environment import DEFAULTS
 
@@ -16,6 +17,7 @@ def prefect_server() -> Iterator[None]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    mend_on_demand()
     # the heartbeat's thread takes a second to end with every flow
     with (
         prefect_test_harness(server_startup_timeout=120),
