@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sqlite3
 import time
 from pathlib import Path
@@ -35,8 +34,8 @@ async def stood_still(file: Path) -> float:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         started = time.monotonic()
-        del cursor
-        gc.collect()
+        # the last that holds it
+        cursor._cursor = None  # type: ignore[assignment]
         took = time.monotonic() - started
         await holding.commit()
         await asyncio.gather(begun, return_exceptions=True)
