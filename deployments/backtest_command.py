@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from deployments import show, show_backtest
-from deployments.running import HomeFolder, Traceback, prepared, told, utc
+from deployments.running import HomeFolder, Traceback, prepared, prepared_for_flows, told, utc
 from flows.parameters import SourceName
 from trading.errors import InvalidRequest
 from trading.window import Timeframe
@@ -80,7 +80,7 @@ def backtest_run(
     """Strategies against buy-and-hold, with fees and slippage. An identical request returns the stored result."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.backtest import backtest as flow
 
         asked: dict[str, Any] = {"strategies": strategy} if strategy else {}

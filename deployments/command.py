@@ -23,7 +23,7 @@ from deployments import (
     stack_command,
     trace_command,
 )
-from deployments.running import HomeFolder, Traceback, prepared, told, utc
+from deployments.running import HomeFolder, Traceback, prepared, prepared_for_flows, told, utc
 from flows.parameters import SourceName
 from trading.window import Timeframe
 
@@ -68,7 +68,7 @@ def demo(home: HomeFolder = None, traceback: Traceback = False) -> None:
     from deployments import demo as job
 
     with told(traceback):
-        job.run(prepared(home, default=Path(".tradeflows/demo")), Console())
+        job.run(prepared_for_flows(home, default=Path(".tradeflows/demo")), Console())
 
 
 @app.command()
@@ -90,7 +90,7 @@ def ingest(
     """Fetch the candles that the ledger is missing, check them, store them."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.ingest import ingest as flow
 
         coarser = [Timeframe.parse(one) for one in derive or ()]
@@ -129,7 +129,7 @@ def train(
     """Train a model for these symbols, register the winner, let the gate decide about it."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.train import train as flow
 
         result = show.watched(
@@ -151,7 +151,7 @@ def analyse(
     """A signal for each symbol from the champion and the technical rules."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.analyse import analyse as flow
 
         show.analysed(Console(), show.watched(lambda: flow(symbols, bar, days, None, utc(end), refresh)))
@@ -171,7 +171,7 @@ def cycle(
     """Ingest, train, analyse and backtest in order."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        settings = prepared(home)
+        settings = prepared_for_flows(home)
         from flows.cycle import Group
         from flows.cycle import cycle as flow
 
@@ -194,7 +194,7 @@ def monitor(
     """Whether the market and the champion are still as they were in training."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.monitor import monitor as flow
 
         found = show.watched(lambda: flow(symbols, bar, days, utc(start), utc(end), refresh))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import typer
 from rich.console import Console
 
-from deployments.running import HomeFolder, Traceback, prepared, told
+from deployments.running import HomeFolder, Traceback, prepared, prepared_for_flows, told
 
 notify = typer.Typer(help="Notifications: who is told, and a message to try it.", no_args_is_help=True)
 
@@ -54,7 +54,7 @@ def settings(home: HomeFolder = None, traceback: Traceback = False) -> None:
     from deployments import show
 
     with told(traceback):
-        prepared(home)
+        prepared_for_flows(home)
         from flows.settings import settings as flow
 
         found = show.watched(flow)

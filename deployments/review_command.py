@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from deployments import show
-from deployments.running import HomeFolder, Traceback, prepared, told
+from deployments.running import HomeFolder, Traceback, prepared, prepared_for_flows, told
 from trading.window import Timeframe
 
 reviews = typer.Typer(help="Reviews: run one, decide about proposals, lift a disabling.", no_args_is_help=True)
@@ -28,7 +28,7 @@ def review_run(
     """Look at the week: disable what crosses a hard threshold, propose the rest."""
     with told(traceback):
         bar = Timeframe.parse(timeframe)
-        prepared(home)
+        prepared_for_flows(home)
         from flows.review import review as flow
 
         found = show.watched(lambda: flow(bar, days, emergency))

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deployments.prefect_server import mend_on_demand
 from tasks import credentials, environment, log
 from tasks.settings import Settings, load_settings
 from trading.errors import TradeflowsError
@@ -33,6 +34,14 @@ def prepared(home: Path | None, *, default: Path | None = None) -> Settings:
     # Prefect's own lines would break the progress bars; its pages have them all
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     log.configure(settings.log_format)
+    return settings
+
+
+def prepared_for_flows(home: Path | None, *, default: Path | None = None) -> Settings:
+    """``prepared``, and the server that Prefect starts for flows where ``PREFECT_API_URL`` names none is mended."""
+    settings = prepared(home, default=default)
+    if not os.environ.get("PREFECT_API_URL"):
+        mend_on_demand()
     return settings
 
 

@@ -73,7 +73,7 @@ class SqliteDocuments:
     def insert_all(self, collection: Collection, documents: Iterable[Document]) -> int:
         written = 0
         coming = (checked(collection, document) for document in documents)
-        # a commit waits for the disk, and other writers wait some 20 ms for so many documents
+        # a commit waits for the disk, and other writers wait for so many documents at most
         while batch := list(islice(coming, BATCH)):
             with self._writing() as writer:
                 for document in batch:

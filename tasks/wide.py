@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 UPDATES: Final = 50  # of a progress bar: each is a request to Prefect
-# task runs of one step: each is some 40 kB of Prefect's database and 50 ms of its server, and so many keep a cluster of
-# thirty busy
+# task runs of one step: each is some 40 kB of Prefect's database, and so many keep a cluster of thirty busy
 MOST_TASKS: Final = 100
 
 
