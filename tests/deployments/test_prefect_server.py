@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ async def stood_still(file: Path) -> float:
         while waiting._tx.qsize():
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
+        # the error holds the cursor, too, in a circle with its own traceback
+        gc.collect()
         started = time.monotonic()
         # the last that holds it
         cursor._cursor = None  # type: ignore[assignment]
