@@ -136,7 +136,7 @@ def test_each_kind_of_trouble_is_told_once_and_that_of_the_telling_is_not(
         command("worker", "start", "--pool", POOL, "--run-once", "--install-policy", "never")
 
         assert sorted(one["title"] for one in heard) == [
-            "[critical] breaks crashed",
+            "[warning] breaks crashed",
             "[warning] breaks failed",
             "[warning] breaks is late",
         ]
