@@ -129,8 +129,9 @@ def analyse(
 ) -> list[Analysed]:
     """Analyse the last finished bar of each symbol.
 
-    The model is the champion trained for exactly this set of symbols; where there is none, the rules
-    speak alone and the analysis says so. Analysts count by what they earned so far (the settle flow).
+    The model is the champion trained on exactly these symbols, else that of the fewest symbols which was trained
+    on all of them; where there is none, the rules speak alone and the analysis says so. Analysts count by what
+    they earned so far (the settle flow).
 
     The run ends Completed when every symbol was analysed by everybody who should speak: a model of which no version
     was ever champion need not, and the run's message names it. It ends in the state Degraded when somebody was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,6 +16,7 @@ from tasks.disabled_strategies import disabled
 from tasks.engine_settings import current, selected_strategies
 from tasks.llm_tracing import require_answer
 from tasks.model_analyst import Models
+from tasks.model_choice import model_for
 from tasks.retry import STORE, prefect_options
 from tasks.scoreboards import weights_at
 from tasks.settings import Settings, load_settings
@@ -99,8 +101,10 @@ def strategies_of(store: Store, settings: Settings, request: AnalysisRequest, no
     )
 
 
-def with_models(store: Store, settings: Settings, panel: Panel, name: str, now: datetime) -> Panel:
-    """The panel with the verified models of a name.
+def with_models(
+    store: Store, settings: Settings, panel: Panel, symbols: Sequence[str], timeframe: Timeframe, now: datetime
+) -> Panel:
+    """The panel with the verified models of ``tasks.model_choice``.
 
     A model that never had a champion is *unconfigured*: the rules speak alone, and that is all there is to it. One
     whose champion was refused or is gone, or cannot be looked up because MLflow does not answer, abstains.
@@ -110,9 +114,12 @@ def with_models(store: Store, settings: Settings, panel: Panel, name: str, now: 
     """
     from mlflow.exceptions import MlflowException
 
+    name = model_name(list(symbols), timeframe)
     try:
         require_answer(settings)
-        found = model_analyst.models(registry.connect(settings), settings, name, store=store, now=now)
+        client = registry.connect(settings)
+        name = model_for(client, store, symbols, timeframe)
+        found = model_analyst.models(client, settings, name, store=store, now=now)
     except (MlflowException, httpx.HTTPError) as error:
         why = f"MLflow does not tell of {name} ({_USER.sub('//', str(error))[:_SHOWN]}); see whether it runs and has it"
         log.logger().error("the model is silent", reason=why)
@@ -127,7 +134,7 @@ def with_models(store: Store, settings: Settings, panel: Panel, name: str, now: 
 
 
 @task(name="gather-analysts", **prefect_options(STORE))
-def panel_task(model_symbols: list[str], request: AnalysisRequest, now: datetime) -> Panel:
+def panel_task(symbols: list[str], request: AnalysisRequest, now: datetime) -> Panel:
     """Who speaks in this run: the strategies, the models, verified, and what everybody's record makes them count.
 
     Raises:
@@ -137,7 +144,7 @@ def panel_task(model_symbols: list[str], request: AnalysisRequest, now: datetime
     with configured_store(settings) as store:
         chosen = strategies_of(store, settings, request, now)
         return replace(
-            with_models(store, settings, chosen, model_name(model_symbols, request.timeframe), now),
+            with_models(store, settings, chosen, symbols, request.timeframe, now),
             weights=weights_at(store, request.timeframe, request.end),
             llm=f"{settings.llm_url} {settings.llm_model}" if settings.llm else "",
         )

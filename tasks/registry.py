@@ -265,6 +265,17 @@ def require_champion(client: MlflowClient, name: str) -> ModelVersion:
     return version
 
 
+def champions(client: MlflowClient, like: str) -> list[ModelVersion]:
+    """The champion of every model that has one and whose name is like that, with ``%`` for anything."""
+    found: list[ModelVersion] = []
+    page: str | None = None
+    while page is None or page:
+        part = client.search_registered_models(f"name LIKE '{like}'", max_results=200, page_token=page)
+        page = part.token or ""
+        found += [version for one in part if (version := version_of(client, one.name, CHAMPION)) is not None]
+    return found
+
+
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Every version of ``name``, the newest first, with its aliases.
 

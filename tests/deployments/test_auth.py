@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -349,7 +350,7 @@ def proxied(stack: StackState, folder: Path) -> Iterator[tuple[str, str, Path]]:
 def test_behind_nginx_with_tls_the_same_is_asked_and_everything_gets_through(
     stack: StackState, home: Path, tmp_path: Path
 ) -> None:
-    from websockets.sync.client import connect
+    from websockets.asyncio.client import connect
 
     with proxied(stack, tmp_path) as (prefect, mlflow, certificate):
         trust = ssl.create_default_context(cafile=str(certificate))
@@ -362,11 +363,16 @@ def test_behind_nginx_with_tls_the_same_is_asked_and_everything_gets_through(
         # the servers see the name that was asked for
         other = {"Host": "elsewhere.test"}
         assert httpx.get(mlflow, headers=other, auth=login, verify=trust).status_code == 403
-        for path in SOCKETS:
+
+        # not in threads: of a TLS socket one thread may not read while another writes, before Python 3.13
+        async def answer(path: str) -> str:
             url = prefect.replace("https:", "wss:") + "/api" + path
-            with connect(url, ssl=trust, subprotocols=["prefect"]) as socket:  # type: ignore[list-item]
-                socket.send(json.dumps({"type": "auth", "token": ":".join(login)}))
-                assert json.loads(socket.recv(30))["type"] == "auth_success"
+            async with connect(url, ssl=trust, subprotocols=["prefect"]) as socket:  # type: ignore[list-item]
+                await socket.send(json.dumps({"type": "auth", "token": ":".join(login)}))
+                return str(json.loads(await asyncio.wait_for(socket.recv(), 30))["type"])
+
+        for path in SOCKETS:
+            assert asyncio.run(answer(path)) == "auth_success", path
         # a machine elsewhere: both addresses, the password, and whom to trust
         there = {
             "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow,

@@ -14,6 +14,7 @@ from tasks.panels import Panel, with_models
 from tasks.store import Store, open_store
 from tasks.technical_analyst import selection
 from tests.registered_models import NOW, Registry, flipped, opened
+from trading.window import Timeframe
 
 # MLflow's database, made and asked
 pytestmark = pytest.mark.integration
@@ -31,7 +32,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def gathered(models: Registry, store: Store, name: str) -> Panel:
-    return with_models(store, models.settings, Panel(Models(), selection()), name, NOW)
+    return with_models(
+        store, models.settings, Panel(Models(), selection()), [name.removesuffix("-1h")], Timeframe.H1, NOW
+    )
 
 
 def promoted(models: Registry, store: Store, name: str, note: str = "") -> str:
@@ -83,10 +86,10 @@ def test_a_champion_that_is_refused_or_gone_is_missed(models: Registry, store: S
 def test_an_mlflow_that_is_down_silences_the_model_at_once(models: Registry, store: Store, closed_port: int) -> None:
     down = models.settings.model_copy(update={"mlflow_tracking_uri": f"http://me:hidden@127.0.0.1:{closed_port}"})
     began = time.monotonic()
-    panel = with_models(store, down, Panel(Models(), selection()), "any", NOW)
+    panel = with_models(store, down, Panel(Models(), selection()), ["any"], Timeframe.H1, NOW)
     # MLflow's own client would have tried for minutes
     assert time.monotonic() - began < 30
     assert panel.unconfigured == ()
     assert panel.models.abstention is not None
-    assert panel.models.abstention.reason.startswith("MLflow does not tell of any (")
+    assert panel.models.abstention.reason.startswith("MLflow does not tell of any-1h (")
     assert "hidden" not in str(panel)
