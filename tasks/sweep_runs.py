@@ -107,6 +107,8 @@ def seen(client: SyncPrefectClient, run: Mapping[str, Any], now: datetime) -> Se
     since = _utc(state["timestamp"]) if state else now
     due = _utc(run["expected_start_time"] or run["created"])
     kind = _kind(run)
+    place = str(run["labels"].get(PLACE, ""))
+    until = now if kind == "PENDING" else since
     return SeenRun(
         id=run["id"],
         flow=str(ask(client, "GET", f"/flows/{run['flow_id']}")["name"]),
@@ -120,11 +122,17 @@ def seen(client: SyncPrefectClient, run: Mapping[str, Any], now: datetime) -> Se
         parameters=run["parameters"] or {},
         reruns=int(run["labels"].get(RERUNS, 0)),
         subflow=run["parent_task_run_id"] is not None,
-        alive=seen_alive(
-            run["infrastructure_pid"], str(run["labels"].get(PLACE, "")), due, now if kind == "PENDING" else since
-        ),
+        alive=seen_alive(run["infrastructure_pid"], place, due - fetched_before(), until),
         pid=run["infrastructure_pid"],
     )
+
+
+def fetched_before() -> timedelta:
+    """How long before a run is due a worker may start its process, which then waits."""
+    from prefect.settings import get_current_settings
+
+    # a worker elsewhere may be set otherwise, and its clock be a little off
+    return timedelta(seconds=2 * get_current_settings().worker.prefetch_seconds + 10)
 
 
 def last_beat(client: SyncPrefectClient, run: str, since: datetime) -> datetime | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,12 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
-from tasks import ledger, sweeping
+from tasks import ledger, sweep_plan, sweep_runs, sweeping
 from tasks.documents import LEASES
 from tasks.notification_texts import Severity
 from tasks.settings import load_settings
 from tasks.store import Store, open_store
-from tasks.sweep_places import here, lives, seen_alive
+from tasks.sweep_places import PLACE, here, lives, seen_alive
 from tasks.sweep_plan import Bounds, SeenRun, Verdict
 from trading.window import Timeframe, Window
 
@@ -124,6 +125,30 @@ def test_a_process_counts_if_it_was_born_for_the_run(sleeper: subprocess.Popen[b
     sleeper.kill()
     psutil.Process(sleeper.pid).wait(10)
     assert not lives(pid, now - MINUTE, now)
+
+
+@pytest.mark.parametrize("early", [0.0, 9.0, 20.0])
+def test_the_process_of_a_scheduled_run_may_be_born_before_the_run_is_due(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, early: float
+) -> None:
+    """Prefect's workers take runs ten seconds before they are due, and their processes wait."""
+    monkeypatch.setattr(sweep_runs, "ask", lambda *_: {"name": "train"})
+    due = datetime.fromtimestamp(psutil.Process(sleeper.pid).create_time(), UTC) + timedelta(seconds=early)
+    run = {
+        "id": "id", "flow_id": "flow", "name": "red-fox", "deployment_id": "deployment", "parameters": {},
+        "state": {"type": "RUNNING", "name": "Running", "timestamp": due.isoformat()},
+        "expected_start_time": due.isoformat(), "created": due.isoformat(), "parent_task_run_id": None, "state_type": "RUNNING",
+        "infrastructure_pid": str(sleeper.pid), "labels": {PLACE: here()},
+    }  # fmt: skip
+    now = due + 2 * MINUTE
+    found = sweep_runs.seen(NOBODY, run, now)
+    assert found.alive
+    assert sweep_plan.look(replace(found, beat=due + MINUTE), Bounds(), now) is None
+    sleeper.kill()
+    psutil.Process(sleeper.pid).wait(10)
+    gone = sweep_plan.look(sweep_runs.seen(NOBODY, run, now), Bounds(), now)
+    assert gone is not None
+    assert (gone.action, gone.why) == ("crash", f"its process {sleeper.pid} is gone")
 
 
 @pytest.mark.parametrize("pid", [None, "", "host:7", "-1", "4194305"])
