@@ -22,7 +22,7 @@ LISTED = 30
 Analysed = Annotated[
     Symbols, form("Symbols", "Symbols whose analyses to settle, as the source spells them.", ["BTCUSDT"])
 ]
-Back = Annotated[Days, form("Days back", "How many days to look back for analyses where no start is given.", 7)]
+Back = Annotated[Days, form("Days back", "How many days back a horizon may have ended, where no start is given.", 7)]
 FirstClose = Annotated[
     Start, form("Start", "Close of the first bar whose analysis to settle (UTC). Empty: so many days back.")
 ]
@@ -71,7 +71,7 @@ def settle(
         bring_up_to_date(symbols, timeframe, refresh, first, last, moment)
     request = SettleRequest(
         timeframe, first, last, fee_rate=fee_rate, slippage_rate=slippage_rate, horizon=horizon,
-        score_days=score_days, hindsight=hindsight,
+        score_days=score_days, hindsight=hindsight, reach_back=start is None,
     )  # fmt: skip
     settled = settle_task(symbols, request, moment)
     scored = score_task(request, settled, moment)

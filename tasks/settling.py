@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -21,9 +21,18 @@ from tasks import log
 from tasks.documents import Document, Span
 from tasks.retry import STORE, prefect_options
 from tasks.settings import load_settings
-from tasks.store import LEDGER, SETTLEMENTS, Store, analyses, configured_store, read_candles, series_key
+from tasks.store import (
+    LEDGER,
+    SETTLEMENTS,
+    Store,
+    analyses,
+    configured_store,
+    newest_analysis,
+    read_candles,
+    series_key,
+)
 from trading.analysis import Signal
-from trading.calendars import expected_opens
+from trading.calendars import ALWAYS_OPEN, expected_opens
 from trading.candles import open_times_ms
 from trading.errors import TradeflowsError
 from trading.scoring import settle, version_of
@@ -37,7 +46,10 @@ DAY: Final = timedelta(days=1)
 
 @dataclass(frozen=True)
 class SettleRequest:
-    """Which analyses to settle, at what costs, and how far back the record reaches; see the flow."""
+    """Which analyses to settle, at what costs, and how far back the record reaches; see the flow.
+
+    ``reach_back``: also those of bars that closed before ``start`` and whose horizon was not over then.
+    """
 
     timeframe: Timeframe
     start: datetime
@@ -47,6 +59,7 @@ class SettleRequest:
     horizon: int = 12
     score_days: int = 90
     hindsight: bool = False
+    reach_back: bool = False
 
     @property
     def cost_per_side(self) -> float:
@@ -74,17 +87,31 @@ def settle_all(store: Store, symbols: Sequence[str], request: SettleRequest, *, 
         TradeflowsError: of the transient kind: the store does not answer. What was settled until then is kept.
     """
     found = Settled()
-    known = {one["_id"] for one in settlements(store, request.timeframe, request.start, request.end)}
+    since = {symbol: _since(store, symbol, request) for symbol in symbols}
+    known = {one["_id"] for one in settlements(store, request.timeframe, min(since.values()), request.end)}
     for symbol in symbols:
         with log.about(symbol=symbol):
             try:
-                _settle_symbol(store, symbol, request, known, found, now)
+                _settle_symbol(store, symbol, replace(request, start=since[symbol]), known, found, now)
             except TradeflowsError as error:
                 if error.transient:
                     raise
                 log.logger().error("not settled", error=str(error))
                 found.errors.append(f"{symbol}: {error}")
     return found
+
+
+def _since(store: Store, symbol: str, request: SettleRequest) -> datetime:
+    """Close of the first bar whose analysis is looked at."""
+    newest = newest_analysis(store, symbol, request.timeframe.value, request.end) if request.reach_back else None
+    if newest is None:
+        return request.start
+    bars = max(span for span, *_ in _opinions(newest, request.horizon))
+    delta, start = request.timeframe.delta, request.timeframe.floor(request.start)
+    # a session has 6.5 hours of 24 and 5 days of 7, and there are holidays
+    window = Window(symbol, request.timeframe, request.timeframe.floor(start - 8 * bars * delta - 14 * DAY), start)
+    opens = expected_opens(window, _calendar(store, window))
+    return datetime.fromtimestamp(int(opens[max(len(opens) - bars - 1, 0)]) / 1000, tz=UTC)
 
 
 def _settle_symbol(
@@ -96,8 +123,6 @@ def _settle_symbol(
             continue
         if stored["_id"] in known:
             found.known += 1
-        elif _made_late(stored, request.timeframe) and not request.hindsight:
-            found.late_made += 1
         else:
             pending.append(stored)
     if not pending:
@@ -107,7 +132,10 @@ def _settle_symbol(
     made = []
     for stored in pending:
         entry, leaves = market.bars(stored, request.horizon)
-        if leaves is None:
+        if entry is not None and _made_late(stored, entry, request.timeframe) and not request.hindsight:
+            found.late_made += 1
+            continue
+        if entry is None or leaves is None:
             found.early += 1
             continue
         missing = [opens for opens in (entry, *leaves.values()) if opens not in market.opens]
@@ -128,23 +156,30 @@ class _Market:
     opens: dict[int, float]
     expected: np.ndarray
 
-    def bars(self, stored: Document, horizon: int) -> tuple[int, dict[int, int] | None]:
-        """When the analysis was filled, and when it was given up by horizon; None: not all are over."""
+    def bars(self, stored: Document, horizon: int) -> tuple[int | None, dict[int, int] | None]:
+        """When the analysis was filled, and when it was given up by horizon; None: that is still to come."""
         closed = int(stored["timestamp"].timestamp() * 1000)
         at = int(np.searchsorted(self.expected, closed))
+        if at >= len(self.expected):
+            return None, None
+        entry = int(self.expected[at])
         spans = {span for span, *_ in _opinions(stored, horizon)}
         if at + max(spans) >= len(self.expected):
-            return 0, None
-        return int(self.expected[at]), {span: int(self.expected[at + span]) for span in spans}
+            return entry, None
+        return entry, {span: int(self.expected[at + span]) for span in spans}
 
 
 def _market(store: Store, window: Window) -> _Market:
     candles = read_candles(store, window)
+    opens = dict(zip(open_times_ms(candles).tolist(), candles["open"].to_list(), strict=True))
+    return _Market(opens, expected_opens(window, _calendar(store, window)))
+
+
+def _calendar(store: Store, window: Window) -> str:
+    """The newest that the ledger names for the series."""
     span = Span("start", None, window.end)
     newest = store.documents.find(LEDGER, {"series": series_key(window.symbol, window.timeframe.value)}, span, newest=1)
-    calendar = newest[0]["calendar"] if newest else "24/7"
-    opens = dict(zip(open_times_ms(candles).tolist(), candles["open"].to_list(), strict=True))
-    return _Market(opens, expected_opens(window, calendar))
+    return str(newest[0]["calendar"]) if newest else ALWAYS_OPEN
 
 
 def _opinions(stored: Document, horizon: int) -> Iterator[tuple[int, str, Document]]:
@@ -198,16 +233,17 @@ def _settlement(
         "exit_at": datetime.fromtimestamp(max(leaves.values()) / 1000, tz=UTC),
         "cost_per_side": costs,
         "results": results,
-        "hindsight": _made_late(stored, request.timeframe),
+        "hindsight": _made_late(stored, entry, request.timeframe),
         "data_mode": stored["data_mode"],
         "settled_at": now,
     }
 
 
-def _made_late(stored: Document, timeframe: Timeframe) -> bool:
-    """Whether the analysis was made when the bar that it was filled in was over already."""
+def _made_late(stored: Document, entry: int, timeframe: Timeframe) -> bool:
+    """Whether the analysis was made when the bar that it was filled in, opening at ``entry``, was over already."""
     made: datetime = stored["created_at"]
-    return bool(made - stored["timestamp"] > timeframe.delta)
+    # after a session's last bar the next one opens days later
+    return made > datetime.fromtimestamp(entry / 1000, tz=UTC) + timeframe.delta
 
 
 def settlements(store: Store, timeframe: Timeframe, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:

@@ -312,19 +312,23 @@ def analyses(store: Store, symbol: str, since: datetime | None = None) -> list[D
     return store.documents.find(ANALYSES, {"symbol": symbol}, Span("timestamp", since))
 
 
+def newest_analysis(store: Store, symbol: str, timeframe: str, until: datetime | None = None) -> Document | None:
+    """The newest analysis of a series with ``timestamp`` before ``until``."""
+    # of all timeframes of a symbol; it is nearly always among the last
+    for newest in (32, None):
+        there = store.documents.find(ANALYSES, {"symbol": symbol}, Span("timestamp", None, until), newest=newest)
+        mine = [document for document in there if document["timeframe"] == timeframe]
+        if mine:
+            return max(mine, key=lambda document: document["timestamp"])
+        if newest is None or len(there) < newest:
+            break
+    return None
+
+
 def latest_analyses(store: Store) -> list[Document]:
     """The newest analysis of each stored series that has one."""
-    found = []
-    for one in series(store):
-        # of all timeframes of a symbol; it is nearly always among the last
-        for newest in (32, None):
-            there = store.documents.find(ANALYSES, {"symbol": one.symbol}, Span("timestamp"), newest=newest)
-            mine = [document for document in there if document["timeframe"] == one.timeframe]
-            if mine:
-                found.append(max(mine, key=lambda document: document["timestamp"]))
-            if mine or newest is None or len(there) < newest:
-                break
-    return found
+    found = [newest_analysis(store, one.symbol, one.timeframe) for one in series(store)]
+    return [one for one in found if one is not None]
 
 
 def put_result(store: Store, key: str, kind: str, result: dict[str, Any], now: datetime) -> None:

@@ -16,6 +16,7 @@ from tasks.scoreboards import put_scoreboard, scoreboard, scoreboard_at, tally, 
 from tasks.settling import SettleRequest, settle_all, settlements
 from tasks.store import SETTLEMENTS, Store, analyses, open_store, put_analysis, write_candles
 from trading.analysis import Signal
+from trading.calendars import expected_opens
 from trading.candles import frame_of
 from trading.scoring import settle
 from trading.window import Timeframe, Window
@@ -179,6 +180,68 @@ def test_a_model_is_settled_over_its_own_horizon_and_nothing_before_the_longest_
     assert {result["analyst"]: result["horizon"] for result in one["results"]}["model"] == 12
     assert all(result["moved"] == pytest.approx(ends[result["analyst"]]) for result in one["results"])
     assert one["exit_at"] == at(22)
+
+
+def sessions(store: Store, first: datetime, days: int) -> list[datetime]:
+    """Daily candles of New York's sessions, approved; their opens."""
+    window = Window("SPX", Timeframe.D1, first, first + timedelta(days=days))
+    stamps = expected_opens(window, "XNYS")
+    prices = 100.0 + np.arange(len(stamps))
+    table = np.column_stack([prices, prices + 2, prices - 2, prices, np.full(len(stamps), 5.0)])
+    written = write_candles(store, window, frame_of(stamps, table), "sample")
+    ledger.record(
+        store,
+        ledger.LedgerEntry(
+            window=window, status=ledger.APPROVED, rows=len(stamps), added=written.added, quarantined={}, gaps=0,
+            digest=written.digest, suite="2", flow_run_id=None, data_mode="sample", source="files", calendar="XNYS",
+            recorded_at=window.end,
+        ),
+    )  # fmt: skip
+    return [datetime.fromtimestamp(stamp / 1000, tz=UTC) for stamp in stamps.tolist()]
+
+
+def said_of(store: Store, opens: datetime, made: datetime, horizon: int) -> None:
+    opinion = {"analyst": "technical", "signal": "Long", "confidence": 0.6, "provenance": {}, "horizon": 0, "parts": []}
+    put_analysis(
+        store,
+        {
+            "symbol": "SPX", "timeframe": "1d", "timestamp": opens + timedelta(days=1), "horizon": horizon,
+            "price": 1.0,
+            "analysis": {"signal": "Long", "confidence": 0.6, "opinions": [opinion], "compared": []},
+            "spent": {}, "data_mode": "sample", "created_at": made,
+        },
+    )  # fmt: skip
+
+
+def test_what_was_said_over_a_weekend_was_said_in_time(store: Store) -> None:
+    """Friday's bar is followed by Monday's, however often it is analysed until that is over."""
+    friday = datetime(2024, 3, 8, tzinfo=UTC)
+    opened = sessions(store, friday - timedelta(days=7), 40)
+    monday = friday + timedelta(days=3)
+    said_of(store, friday, monday + timedelta(hours=23), 2)
+    said_of(store, monday, monday + timedelta(days=2, seconds=1), 2)
+    request = SettleRequest(Timeframe.D1, opened[0], opened[-1])
+    found = settle_all(store, ["SPX"], request, now=opened[-1])
+    assert (found.fresh, found.late_made) == (1, 1)
+    [one] = settlements(store, Timeframe.D1, opened[0], opened[-1])
+    assert (one["entry_at"], one["exit_at"], one["hindsight"]) == (monday, friday + timedelta(days=5), False)
+
+
+def test_a_horizon_longer_than_the_days_looked_back_is_settled_when_it_is_over(store: Store) -> None:
+    opened = sessions(store, datetime(2024, 1, 2, tzinfo=UTC), 150)
+    for opens in opened:
+        said_of(store, opens, opens + timedelta(days=1, minutes=2), 12)
+    # every day, of the last seven days, as on schedule
+    for day in range(150):
+        end = opened[0] + timedelta(days=day)
+        request = SettleRequest(Timeframe.D1, end - timedelta(days=7), end)
+        assert settle_all(store, ["SPX"], request, now=end).fresh == 0
+        settle_all(store, ["SPX"], replace(request, reach_back=True), now=end)
+    done = [one["timestamp"] for one in settlements(store, Timeframe.D1, opened[0], end)]
+    # all but those that are still open
+    closes = [opens + timedelta(days=1) for opens in opened]
+    assert done == closes[: len(done)]
+    assert len([close for close in closes if close <= end]) - len(done) == 13
 
 
 def test_a_symbol_that_cannot_be_settled_does_not_stop_the_others(store: Store) -> None:

@@ -137,7 +137,8 @@ def test_the_process_of_a_scheduled_run_may_be_born_before_the_run_is_due(
     run = {
         "id": "id", "flow_id": "flow", "name": "red-fox", "deployment_id": "deployment", "parameters": {},
         "state": {"type": "RUNNING", "name": "Running", "timestamp": due.isoformat()},
-        "expected_start_time": due.isoformat(), "created": due.isoformat(), "parent_task_run_id": None, "state_type": "RUNNING",
+        "expected_start_time": due.isoformat(), "created": due.isoformat(), "parent_task_run_id": None,
+        "state_type": "RUNNING",
         "infrastructure_pid": str(sleeper.pid), "labels": {PLACE: here()},
     }  # fmt: skip
     now = due + 2 * MINUTE
