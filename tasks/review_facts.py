@@ -17,7 +17,7 @@ from tasks.disabled_strategies import disabled, disablings
 from tasks.documents import Document, Span
 from tasks.llm_budget import calls_of, day_of
 from tasks.scoreboards import scoreboard_at
-from tasks.settling import PART, settlements
+from tasks.settling import PART, counted
 from tasks.store import PROMOTIONS, RESULTS, SERIES, Store, read_candles
 from trading.analysis import Signal
 from trading.review import DAY, USUAL, MarketState, Record, market_state, record
@@ -142,7 +142,7 @@ def _settled(
 ) -> Iterator[tuple[datetime, dict[str, Any], int]]:
     """What strategies said, with the bar's close and the span of time that it counts in; oldest first."""
     step = int(timeframe.delta.total_seconds() * 1000)
-    for one in settlements(store, timeframe, now - timedelta(days=days), now):
+    for one in counted(store, timeframe, now - timedelta(days=days), now):
         # an outcome that was not known yet is none, and one made in hindsight knew more than it could have used
         if one["exit_at"] >= now or one["hindsight"]:
             continue

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from tasks.documents import Document, Span
-from tasks.settling import COMBINED, SettleRequest, settlements
+from tasks.settling import COMBINED, SettleRequest, counted
 from tasks.store import SCOREBOARDS, Store
 from trading.analysis import CHALLENGER, MODEL, Signal
 from trading.scoring import Outcomes, Score, cluster_of, score, typical_move
@@ -114,9 +114,9 @@ class _Rows:
 
 
 def scoreboard(store: Store, request: SettleRequest) -> Scoreboard:
-    """Everybody's record over the settlements of the ``score_days`` before ``end``."""
+    """Everybody's record over the settlements of the ``score_days`` before ``end`` that count; see ``counted``."""
     start = request.end - timedelta(days=request.score_days)
-    return tally(settlements(store, request.timeframe, start, request.end), request)
+    return tally(counted(store, request.timeframe, start, request.end), request)
 
 
 def tally(settled: Iterable[Document], request: SettleRequest) -> Scoreboard:

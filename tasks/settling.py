@@ -18,11 +18,13 @@ import numpy as np
 from prefect import task
 
 from tasks import log
+from tasks.datasets import MODES
 from tasks.documents import Document, Span
 from tasks.retry import STORE, prefect_options
 from tasks.settings import load_settings
 from tasks.store import (
     LEDGER,
+    SERIES,
     SETTLEMENTS,
     Store,
     analyses,
@@ -255,6 +257,20 @@ def settlements(store: Store, timeframe: Timeframe, start: datetime, end: dateti
         # those of one bar in one order, whatever the store
         yield from sorted(found, key=lambda one: (one["timestamp"], one["_id"]))
         at += DAY
+
+
+def counted(store: Store, timeframe: Timeframe, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
+    """``settlements`` of the most real kind of data that the store has of the timeframe.
+
+    What somebody earned on generated markets says nothing of live ones.
+    """
+    stored = {
+        one["data_mode"]
+        for one in store.documents.find(SERIES)
+        if "data_mode" in one and one["_id"].endswith(f"|{timeframe.value}")
+    }
+    chosen = max(stored, key=MODES.index, default=None)
+    return (one for one in settlements(store, timeframe, start, end) if chosen in (None, one["data_mode"]))
 
 
 # --- Prefect tasks -------------------------------------------------------------------------------

@@ -295,6 +295,21 @@ def test_the_record_weighs_who_earns_over_who_loses_by_version_and_symbol(store:
     assert half.settled == 2 * len([bar for bar in range(2, 112, 2) if bar + HORIZON < 60])
 
 
+def test_generated_markets_say_nothing_of_live_ones(store: Store) -> None:
+    approve(store, "AAA", list(range(BARS)))
+    for bar in range(5, 100, 9):
+        say(store, bar, Signal.LONG if OPENS[bar + HORIZON] < OPENS[bar] else Signal.SHORT)
+    settle_all(store, ["AAA"], REQUEST, now=at(BARS))
+    assert scoreboard(store, REQUEST).modes == ("simulated",)
+    # from now on live candles are stored, of which nobody has a record yet
+    write_candles(store, Window("BBB", Timeframe.H1, START, at(2)), candles_of([0, 1]), "live")  # type: ignore[arg-type]
+    none_yet = scoreboard(store, REQUEST)
+    assert (none_yet.settled, none_yet.modes, none_yet.weights) == (0, (), {})
+    # candles of another bar change nothing
+    other = replace(REQUEST, timeframe=Timeframe.H4)
+    assert scoreboard(store, other).settled == 0
+
+
 def test_an_analysis_of_the_past_weighs_by_what_was_known_then(store: Store) -> None:
     filled(store)
     for end in (40, 80, 120):
