@@ -92,13 +92,21 @@ def document(
 
     ``symbol``, ``timestamp``, ``analysis`` (``signal``, ``confidence``, ``reasoning``) and ``created_at`` are what the
     engine reads; the rest is ours. ``spent`` has what the bar cost so far by analyst, in US dollars: also for
-    analyses that this one replaces.
+    analyses that this one replaces, and for questions that nobody answered.
     """
-    costs = [opinion.cost for opinion in (*analysis.opinions, *analysis.compared) if opinion.cost is not None]
+    asked: tuple[Opinion | Abstention, ...] = (*analysis.opinions, *analysis.compared, *analysis.abstentions)
+    paid = [(one.analyst, one.cost) for one in asked if one.cost is not None]
+    cost = {
+        "usd": sum(each.usd for _, each in paid),
+        "prompt_tokens": sum(each.prompt_tokens for _, each in paid),
+        "completion_tokens": sum(each.completion_tokens for _, each in paid),
+    }
     spent = dict(before.get("spent", {})) if before is not None else {}
-    for opinion in (*analysis.opinions, *analysis.compared):
-        if opinion.cost is not None:
-            spent[opinion.analyst] = spent.get(opinion.analyst, 0.0) + opinion.cost.usd
+    # what was written before the task died, and is written again by its retry, was paid once
+    same = {"flow_run_id": flow_run_id, "created_at": now, "cost": cost}
+    if before is None or any(before.get(name) != value for name, value in same.items()):
+        for analyst, each in paid:
+            spent[analyst] = spent.get(analyst, 0.0) + each.usd
     latencies = [opinion.latency for opinion in analysis.opinions if opinion.latency is not None]
     return {
         "symbol": seen.symbol,
@@ -119,11 +127,7 @@ def document(
         "basis": analysis.basis,
         "horizon": seen.horizon,
         "price": seen.price,
-        "cost": {
-            "usd": sum(cost.usd for cost in costs),
-            "prompt_tokens": sum(cost.prompt_tokens for cost in costs),
-            "completion_tokens": sum(cost.completion_tokens for cost in costs),
-        },
+        "cost": cost,
         "spent": spent,
         "latency": sum(latencies) if latencies else None,
         "candles_digest": seen.candles_digest,

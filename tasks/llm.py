@@ -164,6 +164,7 @@ class Llm:
             value = self._conversed(list(messages), reply, talk)
         except LlmError as error:
             talk.error = str(error)
+            error.cost = talk.cost
             raise
         finally:
             trace = self._tracer.keep(talk) if self._tracer is not None and talk.exchanges else None

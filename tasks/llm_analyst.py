@@ -47,13 +47,16 @@ def opinion(
         prompt = prompt_of(candles, window, horizon=horizon, notes=notes)
         about = About(PURPOSE, window.symbol, data_mode)
         answer = llm.ask(prompt.messages, LlmOpinion, about)
-    except (LlmError, DataError, InvalidRequest) as error:
+    except LlmError as error:
+        return Abstention(LLM, str(error), error.cost)
+    except (DataError, InvalidRequest) as error:
         return Abstention(LLM, str(error))
     checked = check(answer.value, prompt.numbers)
     if checked.dropped:
         log.logger().warning("reasons of the LLM dropped", symbol=window.symbol, dropped="; ".join(checked.dropped))
     if not checked.reasons:
-        return Abstention(LLM, f"{answer.model} gave no reason that can be shown: {'; '.join(checked.dropped)}")
+        why = f"{answer.model} gave no reason that can be shown: {'; '.join(checked.dropped)}"
+        return Abstention(LLM, why, answer.cost)
     provenance = {
         "model": answer.model,
         "endpoint": llm.host,

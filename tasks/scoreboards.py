@@ -124,6 +124,7 @@ def tally(settled: Iterable[Document], request: SettleRequest) -> Scoreboard:
     rows: dict[Who, _Rows] = defaultdict(_Rows)
     newest: dict[str, str] = {}
     symbols: dict[str, int] = {}
+    unheard: dict[str, float] = {}
     modes: set[str] = set()
     hashed = hashlib.sha256(json.dumps([request.cost_per_side, request.timeframe.value]).encode())
     count = late = 0
@@ -138,10 +139,14 @@ def tally(settled: Iterable[Document], request: SettleRequest) -> Scoreboard:
         filled = int(one["entry_at"].timestamp() * 1000)
         number = symbols.setdefault(one["symbol"], len(symbols))
         hashed.update(one["_id"].encode())
+        for name, usd in one.get("unheard", {}).items():
+            unheard[name] = unheard.get(name, 0.0) + usd
         for result in one["results"]:
             name, version = result["analyst"], result["version"]
             cluster = cluster_of(filled, result["horizon"] * step)
-            rows[name, version, result["role"]].add(result, number, cluster, made_late)
+            # what an analyst was paid for nothing is borne by what it says next
+            usd = result["usd"] + unheard.pop(name, 0.0)
+            rows[name, version, result["role"]].add({**result, "usd": usd}, number, cluster, made_late)
             newest[name] = version
     together = next((mine for (name, *_), mine in rows.items() if name == COMBINED), _Rows())
     scale = typical_move(np.asarray(together.moved))

@@ -226,6 +226,7 @@ def _settlement(
                 "usd": spent,
             }
         )
+    heard = {result["analyst"] for result in results}
     return {
         "_id": stored["_id"],
         "symbol": stored["symbol"],
@@ -235,6 +236,8 @@ def _settlement(
         "exit_at": datetime.fromtimestamp(max(leaves.values()) / 1000, tz=UTC),
         "cost_per_side": costs,
         "results": results,
+        # what was paid to analysts that said nothing which could be used
+        "unheard": {name: usd for name, usd in stored.get("spent", {}).items() if usd and name not in heard},
         "hindsight": _made_late(stored, entry, request.timeframe),
         "data_mode": stored["data_mode"],
         "settled_at": now,

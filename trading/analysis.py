@@ -57,10 +57,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Abstention:
-    """An analyst that was asked and cannot speak, and why."""
+    """An analyst that was asked and cannot speak, why, and what asking it cost all the same."""
 
     analyst: str
     reason: str
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)

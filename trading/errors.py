@@ -50,6 +50,10 @@ A message says what was wrong, with which value, and what to do. ``transient`` i
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trading.analysis import Cost
 
 
 class TradeflowsError(Exception):
@@ -194,7 +198,9 @@ class StrategyFailed(StrategyError):
 
 
 class LlmError(TradeflowsError):
-    """The LLM cannot be asked, or did not answer."""
+    """The LLM cannot be asked, or did not answer. ``cost``: what the question cost all the same."""
+
+    cost: Cost | None = None
 
 
 class LlmUnavailable(LlmError):

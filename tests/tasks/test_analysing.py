@@ -217,7 +217,7 @@ def test_where_the_model_has_too_little_to_go_by_the_rules_speak_and_the_analysi
         assert row.reasons[-1] == f"AAA-BBB-CCC-1h version 7 is silent: {why}"
         [stored] = analyses(store, row.symbol)
         assert stored["analysis"]["absent"] == ["model"]
-        assert stored["analysis"]["abstentions"] == [{"analyst": "model", "reason": row.reasons[-1]}]
+        assert stored["analysis"]["abstentions"] == [{"analyst": "model", "reason": row.reasons[-1], "cost": None}]
 
 
 def test_a_symbol_that_cannot_be_looked_at_does_not_stop_the_others(run: Runs, store: Store) -> None:
@@ -262,7 +262,7 @@ def test_a_model_that_never_had_a_champion_is_not_missed_and_not_counted_in(run:
     [stored] = analyses(store, "BBB")
     said = stored["analysis"]
     assert (said["absent"], said["unconfigured"], said["basis"]) == ([], ["model"], "technical")
-    assert said["abstentions"] == [{"analyst": "model", "reason": why}]
+    assert said["abstentions"] == [{"analyst": "model", "reason": why, "cost": None}]
     # the signal is what it is where the model abstains
     missing = run(replace(QUIET, models=Models(abstention=Abstention("model", why))), now=END + timedelta(minutes=1))
     assert [(row.signal, row.confidence) for row in missing] == [(row.signal, row.confidence) for row in rows]
@@ -441,6 +441,24 @@ class Failing:
             raise StoreUnavailable("the database is gone", transient=True)
         self.left -= 1
         self.real.put(collection, document)
+
+
+def test_what_was_paid_is_counted_once_however_often_it_is_written(store: Store) -> None:
+    panel = replace(Panel(Models(champion_of(sayings())), selection()), llm="stub")
+    heard, _ = hear(store, SYMBOLS, REQUEST, panel, Llm(), now=END)
+    documents: Any = Failing(store, after=3)
+    with pytest.raises(StoreUnavailable):
+        conclude(Store(documents), heard, panel, now=END, flow_run_id="a run", tell=lambda _: None)
+    for _ in range(2):
+        conclude(store, heard, panel, now=END, flow_run_id="a run", tell=lambda _: None)
+    assert [one["spent"] for one in store.documents.find(ANALYSES)] == [{"llm": 0.01}] * 3
+    # questions that nobody answered are paid for, too
+    later, asked = END + timedelta(minutes=1), Abstention("llm", "no usable reply", Cost(0.03, 7, 2))
+    heard, _ = hear(store, ["AAA"], REQUEST, replace(panel, llm="another"), lambda _: asked, now=later)
+    conclude(store, heard, panel, now=later, flow_run_id="another", tell=lambda _: None)
+    [stored] = analyses(store, "AAA")
+    assert stored["spent"] == {"llm": pytest.approx(0.04)}
+    assert stored["cost"] == {"usd": 0.03, "prompt_tokens": 7, "completion_tokens": 2}
 
 
 def test_a_store_that_goes_away_is_nobodys_own_failure_and_leaves_nothing_half_written(run: Runs, store: Store) -> None:

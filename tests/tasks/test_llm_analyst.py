@@ -317,9 +317,12 @@ def test_an_unusable_reply_is_repaired_once(bed: Bed, word: str, problem: str) -
 
 @pytest.mark.parametrize("word", ["empty", "no-json", "length", "schema", "inject"])
 def test_twice_unusable_is_an_abstention(bed: Bed, word: str) -> None:
-    assert "gave no usable reply, asked twice: " in abstained(bed.ask(word, word))
+    found = bed.ask(word, word)
+    assert "gave no usable reply, asked twice: " in abstained(found)
     assert bed.outcomes == {"rejected": 2}
     assert bed.spent() > 0
+    assert found.cost is not None
+    assert found.cost.usd == pytest.approx(bed.spent())
 
 
 def test_an_injected_reason_is_dropped_and_believed_less(bed: Bed) -> None:
@@ -331,8 +334,12 @@ def test_an_injected_reason_is_dropped_and_believed_less(bed: Bed) -> None:
 
 
 def test_invented_numbers_are_no_opinion(bed: Bed) -> None:
-    said = abstained(bed.ask("invented"))
-    assert said == "sandbox gave no reason that can be shown: it quotes 12345.678, which the data do not have"
+    found = bed.ask("invented")
+    assert found.cost is not None
+    assert found.cost.usd == pytest.approx(bed.spent())
+    assert (
+        abstained(found) == "sandbox gave no reason that can be shown: it quotes 12345.678, which the data do not have"
+    )
 
 
 def test_too_little_history_is_an_abstention_that_costs_nothing(bed: Bed) -> None:

@@ -295,6 +295,18 @@ def test_the_record_weighs_who_earns_over_who_loses_by_version_and_symbol(store:
     assert half.settled == 2 * len([bar for bar in range(2, 112, 2) if bar + HORIZON < 60])
 
 
+def test_what_was_paid_for_no_word_is_borne_by_the_next_one(store: Store) -> None:
+    approve(store, "AAA", list(range(BARS)))
+    say(store, 10, Signal.LONG)
+    [stored] = analyses(store, "AAA")
+    put_analysis(store, {**stored, "spent": {"llm": 0.05}})
+    say(store, 20, Signal.LONG, llm=Signal.SHORT)
+    settle_all(store, ["AAA"], REQUEST, now=at(BARS))
+    board = scoreboard(store, REQUEST)
+    assert board.figures["llm", "stub", "analyst"].usd == pytest.approx(0.07)
+    assert sum(one.usd for one in board.figures.values()) == pytest.approx(0.07)
+
+
 def test_generated_markets_say_nothing_of_live_ones(store: Store) -> None:
     approve(store, "AAA", list(range(BARS)))
     for bar in range(5, 100, 9):
