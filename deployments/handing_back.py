@@ -37,18 +37,19 @@ async def hand_back(
     from prefect.states import AwaitingRetry
     from prefect.utilities.engine import propose_state
 
-    acknowledged = False
     if context is not None:
         told = await context.control_channel.signal(identifier, "reschedule")
         if told is ControlSignalStatus.ALREADY_CONCLUDED:
             await ended()
             return "it ended"
-        acknowledged = told is ControlSignalStatus.ACKNOWLEDGED
-        if not acknowledged:
-            # nobody is to be told of a crash, nor the flow's hooks for one to run
-            disown()
+        # nobody is to be told of a crash, nor the flow's hooks for one to run
+        disown()
+        if told is ControlSignalStatus.ACKNOWLEDGED:
+            await context.process_manager.kill(identifier, grace_seconds=seconds)
+        else:
             await context.process_manager.kill(identifier, force=True)
-            await ended()
+        # before it is scheduled: another worker would begin it while this process is still at it
+        await ended()
     run = await client.read_flow_run(identifier)
     if run.state is not None and (run.state.is_cancelling() or run.state.is_final()):
         said = f"it is {run.state.name}"
@@ -59,7 +60,4 @@ async def hand_back(
             said = "handed back" if state.is_scheduled() else f"it is {state.name}"
         except (Abort, Pause) as refused:
             said = f"could not be handed back: {refused}"
-    if acknowledged:
-        await context.process_manager.kill(identifier, grace_seconds=seconds)
-        await ended()
     return said

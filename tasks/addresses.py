@@ -8,6 +8,7 @@ resolves to a public address first and to a private one later leads nowhere.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,14 @@ class Access:
 
 
 ANYWHERE: Final = Access()
+_LOGIN: Final = re.compile(r"//[^/@\s]+@")
 # RFC 6052: an IPv4 address for those who have IPv6 only
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def without_login(text: str) -> str:
+    """A text without the user and password of the addresses in it, as libraries quote them in their errors."""
+    return _LOGIN.sub("//", text)
 
 
 def checked_url(base_url: str, variable: str, access: Access) -> httpx.URL:

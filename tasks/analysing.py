@@ -30,7 +30,7 @@ from tasks.retry import STORE, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store, put_analysis
 from trading.analysis import CHALLENGER, LLM, MODEL, Abstention, Analysis, Opinion, combine
-from trading.errors import ConfigurationError, TradeflowsError
+from trading.errors import ConfigurationError, LlmError, TradeflowsError
 from trading.scoring import version_of
 from trading.window import Window
 
@@ -277,7 +277,7 @@ def _llm(settings: Settings, store: Store) -> Iterator[Ask | None]:
         try:
             metered = log.flow_run_id() is not None
             llm = closing.enter_context(llm_setup.opened_llm(settings, store.documents, metered=metered))
-        except ConfigurationError as error:
+        except (ConfigurationError, LlmError) as error:
             why = str(error)
             yield lambda _: Abstention(LLM, why)
             return

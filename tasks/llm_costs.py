@@ -13,6 +13,7 @@ from typing import Any, Final
 from prefect import task
 
 from tasks import log, mlflow_pages, registry
+from tasks.addresses import without_login
 from tasks.documents import Document, Documents
 from tasks.llm_budget import LOST, Budget, Spent, calls_of, day_of
 from tasks.llm_keys import key_states
@@ -240,5 +241,5 @@ def costs_task(day: str, now: datetime) -> Costs:
         return replace(found, link=keep(settings, found, now))
     except (MlflowException, TradeflowsError) as error:
         # the store has the sums; the report says that MLflow has not
-        log.logger().warning("the costs are not in MLflow", reason=str(error)[:300])
+        log.logger().warning("the costs are not in MLflow", reason=without_login(str(error))[:300])
         return found

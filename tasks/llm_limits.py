@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from tasks.addresses import without_login
 from tasks.limits import limit_name
 from tasks.settings import Settings
-from trading.errors import NoLlmKey
+from trading.errors import LlmError, NoLlmKey
 
 KIND: Final = "llm"
 
@@ -49,12 +50,20 @@ class PrefectThrottle:
 
 
 def opened(settings: Settings) -> PrefectThrottle:
-    """The limit as the settings have it: what all keys together may be used in a minute."""
+    """The limit as the settings have it: what all keys together may be used in a minute.
+
+    Raises:
+        LlmError: Prefect's server does not let it be set.
+    """
+    import httpx
     from prefect.client.orchestration import get_client
 
     per_minute = settings.llm_requests_per_minute * max(len(settings.llm_keys), 1)
-    with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(
-            limit_name(KIND), limit=per_minute, slot_decay_per_second=per_minute / 60
-        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name(
+                limit_name(KIND), limit=per_minute, slot_decay_per_second=per_minute / 60
+            )
+    except httpx.HTTPError as error:
+        raise LlmError(f"Prefect's limit {limit_name(KIND)} cannot be set: {without_login(str(error))[:300]}") from None
     return PrefectThrottle(max(settings.llm_patience, 1.0))

@@ -44,6 +44,7 @@ def opened_llm(
 
     Raises:
         ConfigurationError: it is off or cannot be used (``missing``), or its address may not be talked to.
+        LlmError: Prefect's server does not let the limit be set.
     """
     reason = missing(settings)
     if reason is not None:

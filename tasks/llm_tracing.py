@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from tasks import log, registry
+from tasks.addresses import without_login
 from tasks.llm import Conversation, Exchange
 from tasks.llm_budget import NANO
 from tasks.settings import Settings
@@ -85,7 +86,7 @@ def opened_tracer(settings: Settings) -> Iterator[MlflowTracer | None]:
         require_answer(settings)
         tracer = MlflowTracer(_experiment(settings))
     except (MlflowException, httpx.HTTPError) as error:
-        log.logger().warning("LLM calls are not traced", reason=str(error)[:300])
+        log.logger().warning("LLM calls are not traced", reason=without_login(str(error))[:300])
         yield None
         return
     try:

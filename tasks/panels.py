@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ import httpx
 from prefect import task
 
 from tasks import log, model_analyst, promotions, registry
+from tasks.addresses import without_login
 from tasks.disabled_strategies import disabled
 from tasks.engine_settings import current, selected_strategies
 from tasks.llm_tracing import require_answer
@@ -28,8 +28,6 @@ from trading.analysis import MODEL, Abstention
 from trading.window import Timeframe
 
 THRESHOLD, TIME_TO_LIVE = 0.2, timedelta(minutes=15)
-# what MLflow says may quote its own address
-_USER: Final = re.compile(r"//[^/@\s]+@")
 _SHOWN: Final = 300
 
 
@@ -121,7 +119,7 @@ def with_models(
         name = model_for(client, store, symbols, timeframe)
         found = model_analyst.models(client, settings, name, store=store, now=now)
     except (MlflowException, httpx.HTTPError) as error:
-        why = f"MLflow does not tell of {name} ({_USER.sub('//', str(error))[:_SHOWN]}); see whether it runs and has it"
+        why = f"MLflow does not tell of {name} ({without_login(str(error))[:_SHOWN]}); see whether it runs and has it"
         log.logger().error("the model is silent", reason=why)
         return replace(panel, models=Models(abstention=Abstention(MODEL, why)))
     why_not = found.abstention

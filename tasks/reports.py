@@ -32,7 +32,12 @@ def picture(key: str, path: Path, description: str) -> None:
 
     An image artifact would print its whole address below the picture.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        # the answer to an earlier request, whose files another machine has
+        markdown(key, f"{description}: the picture {path} is not on this machine; its MLflow run has it", description)
+        return
     if len(content) > PICTURE_LIMIT:
         markdown(key, f"{description}: {path} ({len(content)} bytes, too large to show here)", description)
         return

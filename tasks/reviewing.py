@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
@@ -277,7 +278,11 @@ def review_task(timeframe: Timeframe, days: int, now: datetime) -> Reviewed:
             found = review(store, timeframe, days, None, reason, now=now)
             # without a key although it is on
             return replace(found, degraded=settings.llm)
-        with opened_llm(settings, store.documents, metered=True) as llm:
+        with ExitStack() as closing:
+            try:
+                llm = closing.enter_context(opened_llm(settings, store.documents, metered=True))
+            except LlmError as error:
+                return replace(review(store, timeframe, days, None, str(error), now=now), degraded=True)
             return review(store, timeframe, days, asking(llm), "", now=now)
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from deployments.sandbox.llm import application, serving
 from flows.analyse import analyse
+from tasks.limits import limit_name
+from tasks.llm_limits import KIND, opened
+from tasks.settings import load_settings
 from tasks.store import LLM_CALLS, NOTIFICATIONS, analyses, open_store
 from tests.flows.test_analyse import END, START, SYMBOLS, fill
+from trading.errors import LlmError
 from trading.window import Timeframe
 
 pytestmark = pytest.mark.integration
@@ -59,3 +65,24 @@ def test_the_llm_speaks_and_when_it_cannot_the_others_do(home: Path, monkeypatch
     for path in home.rglob("*"):
         if path.is_file():
             assert SECRET[3:].encode() not in path.read_bytes(), path
+
+
+def test_a_limit_that_may_not_be_set_silences_the_llm_and_no_more(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+    def refused(self: SyncPrefectClient, *_: object, **__: object) -> None:
+        # as of an account that may not
+        answer = httpx.Response(403, request=httpx.Request("PATCH", "http://me:hidden@127.0.0.1/api"))
+        answer.raise_for_status()
+
+    monkeypatch.setattr(SyncPrefectClient, "upsert_global_concurrency_limit_by_name", refused)
+    with pytest.raises(LlmError, match=f"Prefect's limit {limit_name(KIND)} cannot be set: ") as told:
+        opened(load_settings())
+    assert "hidden" not in str(told.value)
+    monkeypatch.setenv("TRADEFLOWS_LLM", "on")
+    with open_store(home) as store:
+        fill(store)
+    state = analyse(SYMBOLS, Timeframe.H1, start=START, end=END, return_state=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Degraded")
+    assert {row.basis for row in state.result()} == {"technical"}
+    assert all("cannot be set" in row.absent["llm"] for row in state.result())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import addresses, http
-from tasks.addresses import ANYWHERE, Access, checked_url
+from tasks.addresses import ANYWHERE, Access, checked_url, without_login
 from tasks.retry import is_transient
 from tasks.settings import load_settings
 from tasks.sources import source_of
@@ -354,3 +354,9 @@ def test_a_refusal_is_not_told_the_guard_as_the_source_s(
     ):
         http.get_json(connection, "/x", variable=VARIABLE, guard=Ear())
     assert heard == [1]
+
+
+def test_a_login_in_an_address_that_a_library_quotes_is_left_out() -> None:
+    said = "Server error '503' for url 'http://me:hidden@127.0.0.1:5000/health' and mongodb://root:x@a,b/?c=1"
+    assert without_login(said) == "Server error '503' for url 'http://127.0.0.1:5000/health' and mongodb://a,b/?c=1"
+    assert without_login("https://a.test/x@y and me@b.test") == "https://a.test/x@y and me@b.test"
