@@ -14,9 +14,11 @@ from tasks.settings import PREFIX, Settings
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 HEAD: Final = """# Settings
 
-Read once, from the environment, by each process. An unknown `TRADEFLOWS_` variable is refused. A secret (password, keys
-and addresses with them) can be in a file instead: `MONGODB_URL_FILE=/run/secrets/mongodb`, and so for each
-([security](../SECURITY.md)). This page is made of `tasks/settings.py` by `python -m deployments.manual`.
+Read once, from the environment, by each process: what runs keeps what it was started with, until `tradeflows down` and
+`up`. An unknown `TRADEFLOWS_` variable is refused. A secret (password, keys and addresses with them) can be in a file
+instead: `MONGODB_URL_FILE=/run/secrets/mongodb`, and so for each ([security](../SECURITY.md)). Variables of Prefect and
+MLflow (`PREFECT_API_URL`, ...) count as they do there. This page is made of `tasks/settings.py` by `python -m
+deployments.manual`.
 
 | variable | default | meaning |
 |---|---|---|

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     )
     bind: str = Field(
         "127.0.0.1",
-        description="address that the stack's Prefect and MLflow listen at; beyond loopback only with a password",
+        description="address that Prefect, MLflow and serve-model listen at; beyond loopback only with a password",
     )
 
     exchange_url: str = Field("https://api.binance.com", description="Binance-style REST API")
@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     max_bad_share: float = Field(
         0.0, ge=0, lt=1, description="share of impossible rows above which a batch is refused as a whole"
     )
-    log_format: Literal["text", "json"] = Field("text", description="shape of the log lines")
+    log_format: Literal["text", "json"] = Field("text", description="shape of the log lines: text or json")
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

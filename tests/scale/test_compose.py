@@ -126,6 +126,19 @@ def test_no_password_has_a_default_or_stands_in_the_file() -> None:
         assert ("TRADEFLOWS_SIGNING_KEY" in service.get("environment", {})) == works
 
 
+def test_files_with_passwords_are_in_no_commit_and_no_image() -> None:
+    # in both files the last line that fits a name decides
+    assert (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()[-1] == "**/*.env"
+    for name in (".env", "work.env"):
+        subprocess.run(["git", "check-ignore", f"deployments/{name}"], cwd=CHECKOUT, capture_output=True, check=True)
+
+
+def test_what_else_the_work_needs_is_in_a_file_of_its_own() -> None:
+    for name, service in SERVICES.items():
+        works = name in ("deploy", "worker", "dask-worker")
+        assert service.get("env_file") == ([{"path": "work.env", "required": False}] if works else None), name
+
+
 def test_who_waits_for_whom_can_be_waited_for() -> None:
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
