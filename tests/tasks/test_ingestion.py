@@ -212,6 +212,17 @@ def test_bars_that_are_not_there_yet_are_waited_for_and_not_called_a_gap(bench: 
     assert (bench.one(0, 100).added, bench.ingest(0, 100)) == (2, ([], []))
 
 
+def test_a_bar_that_was_put_aside_at_the_end_of_a_window_is_not_waited_for(bench: Bench) -> None:
+    """The source has it, and moved on: no later ingest would bring another."""
+    bench.sandbox.correct("BTCSIM", "1h", hour(49), volume=0.0)
+    outcome = bench.one(0, 50)
+    assert (outcome.window, outcome.added, outcome.waiting, outcome.gaps) == (span(0, 50), 49, 0, 1)
+    assert dict(outcome.quarantined) == {"untraded_move": 1}
+    assert ledger.missing(bench.store, span(0, 50)) == []
+    again = bench.one(0, 50, repair=True)
+    assert (again.added, again.waiting, again.gaps) == (0, 0, 1)
+
+
 def test_a_whole_window_without_a_candle_is_a_gap_only_if_the_source_has_moved_on(bench: Bench) -> None:
     bench.sandbox.cut("BTCSIM", "1h", hour(0), hour(50))
     outcome = bench.one(10, 20)
