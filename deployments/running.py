@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from deployments.prefect_server import mend_on_demand
 from tasks import credentials, environment, log
+from tasks.addresses import without_login
 from tasks.settings import Settings, load_settings
 from trading.errors import TradeflowsError
 
@@ -60,10 +62,13 @@ def told(traceback: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
     except typer.Exit:  # said already; to Python it is a RuntimeError
         raise
-    except (TradeflowsError, OSError, ValueError, RuntimeError) as error:
-        if traceback:
+    except Exception as error:
+        # MLflow's are plain exceptions; where it was not imported it raised none
+        mlflow = sys.modules.get("mlflow.exceptions")
+        expected = (TradeflowsError, OSError, ValueError, RuntimeError, *([mlflow.MlflowException] if mlflow else []))
+        if traceback or not isinstance(error, expected):
             raise
         kind = type(error).__name__
         Console(stderr=True, soft_wrap=True).print(f"[bold red]{kind}[/]: ", end="")
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(str(error))
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(without_login(str(error)))
         raise typer.Exit(1) from None

@@ -97,6 +97,17 @@ class Model:
         self._check(candles)
         needed = candles.iloc[-self.rows_needed :]
         self._require_whole(needed, calendar or self.calendar)
+        return self._row(needed)
+
+    def example(self, candles: pd.DataFrame) -> Prediction:
+        """What a prediction looks like; no trade is to follow it, so bars may be missing, as they may in training.
+
+        Raises: as ``row``, without ``CandleGap``.
+        """
+        self._check(candles)
+        return self.predictions([self._row(candles.iloc[-self.rows_needed :])])[0]
+
+    def _row(self, needed: pd.DataFrame) -> Row:
         opened = pd.Timestamp(pd.DatetimeIndex(needed.index)[-1]).to_pydatetime()
         return Row(opened, features(needed, self.feature_set, self._step_ms).to_numpy()[-1])
 

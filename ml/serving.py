@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ml.artifact import load
-from ml.model import Model
+from ml.model import Model, Prediction
 from trading import candles as candle_frames
 from trading.errors import CandleContractError, InvalidRequest
 
@@ -42,17 +42,27 @@ class PyfuncModel:
         """
         if params:
             raise InvalidRequest(f"this model takes no parameters, and got {sorted(params)}")
-        prediction = self.model.predict(_candles_of(model_input))
-        row = {
-            "open_time": prediction.open_time.isoformat(),
-            "signal": prediction.signal.value,
-            "confidence": prediction.confidence,
-            "p_short": prediction.p_short,
-            "p_neutral": prediction.p_neutral,
-            "p_long": prediction.p_long,
-            "reasons": "; ".join(prediction.reasons),
-        }
-        return pd.DataFrame([row])
+        return _answer(self.model.predict(_candles_of(model_input)))
+
+    def example(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        """What ``predict`` gives, for a signature: also of candles that it would refuse for bars that are missing."""
+        return _answer(self.model.example(_candles_of(model_input)))
+
+
+def _answer(prediction: Prediction) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "open_time": prediction.open_time.isoformat(),
+                "signal": prediction.signal.value,
+                "confidence": prediction.confidence,
+                "p_short": prediction.p_short,
+                "p_neutral": prediction.p_neutral,
+                "p_long": prediction.p_long,
+                "reasons": "; ".join(prediction.reasons),
+            }
+        ]
+    )
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:

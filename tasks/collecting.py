@@ -100,11 +100,10 @@ def collect(source: Source, wanted: Wanted, rows: pd.DataFrame | None = None) ->
             screening = mended(screening, screen(source.fetch(span), window, calendar))
     newest = screening.good.index[-1].to_pydatetime() if len(screening.good) else None
     tail = [at for at in screening.missing.tolist() if newest is None or at > newest.timestamp() * 1000]
-    if tail:
-        # what was put aside is at the source all the same: only a bar after all of them says that it has moved on
-        if source.next_open(window.symbol, window.timeframe, moment(tail[-1]) + window.timeframe.delta) is None:
-            end = moment(tail[0])
-            return Collected(wanted, wanted.instrument, until(screening, end), end, len(tail))
+    # what was put aside is at the source all the same: only a bar after all of them says that it has moved on
+    if tail and source.next_open(window.symbol, window.timeframe, moment(tail[-1]) + window.timeframe.delta) is None:
+        end = moment(tail[0])
+        return Collected(wanted, wanted.instrument, until(screening, end), end, len(tail))
     return Collected(wanted, wanted.instrument, screening, window.end, 0)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 from tasks.analysis_documents import Seen, inputs_digest
 from tasks.documents import Span
 from tasks.panels import AnalysisRequest, Panel
+from tasks.periods import reach
 from tasks.store import LEDGER, Store, read_candles, series_key
 from trading.analysis import Abstention, Opinion
-from trading.calendars import expected_opens
+from trading.calendars import ALWAYS_OPEN, expected_opens
 from trading.candles import digest
 from trading.errors import InsufficientHistory
 from trading.window import Window
@@ -35,17 +36,21 @@ class Look:
 
 
 def look(store: Store, window: Window, request: AnalysisRequest, panel: Panel) -> Look:
-    """Read the candles of ``window``, which end at the bar to analyse.
+    """Read the candles of ``window``, which end at the bar to analyse, from as far back as the models need.
 
     Raises:
         InsufficientHistory: the last bar that the market should have is not in the store.
     """
-    candles = read_candles(store, window)
     span = Span("start", None, window.end)
     newest = store.documents.find(LEDGER, {"series": series_key(window.symbol, window.timeframe.value)}, span, newest=1)
+    calendar = newest[0]["calendar"] if newest else ALWAYS_OPEN
+    heard = [one for one in (panel.models.champion, panel.models.challenger) if one is not None]
+    bars = max((one.model.rows_needed for one in heard), default=0)
+    start = window.timeframe.floor(window.end - reach(bars, window.timeframe, calendar))
+    window = Window(window.symbol, window.timeframe, min(window.start, start), window.end)
+    candles = read_candles(store, window)
     if candles.empty or not newest:
         raise InsufficientHistory(f"the store holds no candles of {window}; run tradeflows ingest for it")
-    calendar = newest[0]["calendar"]
     _require_last(candles, window, calendar)
     found = digest(candles)
     strategies = [[one.rule, one.version] for one in panel.strategies]

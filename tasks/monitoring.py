@@ -24,12 +24,12 @@ from ml.monitoring import UNKNOWN, DriftRule
 from tasks import ledger, log, registry
 from tasks.datasets import Dataset, load, select
 from tasks.models import Champion, champion, signed_file
+from tasks.periods import reach
 from tasks.retry import REGISTRY, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store, get_result, put_result
 from tasks.training import model_name
 from tasks.training_runs import REFERENCE
-from trading.calendars import bars_per_year
 from trading.errors import InsufficientHistory, ModelNotFound
 from trading.window import Timeframe
 
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from ml.monitoring import Verdict
 
 EVENT: Final = "tradeflows.model.drifted"
-# holidays and gaps: this much more history than the mean number of bars in a year calls for
-_SPARE: Final = 1.25
-_YEAR: Final = timedelta(days=365.25)
 
 
 @dataclass(frozen=True)
@@ -173,8 +170,8 @@ def _warm_up(store: Store, symbols: Sequence[str], timeframe: Timeframe, rows: i
             raise InsufficientHistory(
                 f"the store holds no {timeframe} candles of {symbol}; run: tradeflows ingest {symbol} -t {timeframe}"
             )
-        spans.append(rows / bars_per_year(timeframe, entries[-1].calendar) * _YEAR)
-    return _SPARE * max(spans)
+        spans.append(reach(rows, timeframe, entries[-1].calendar))
+    return max(spans)
 
 
 def _key(dataset: Dataset, first: datetime, chosen: Champion, reference: str, rule: DriftRule) -> str:

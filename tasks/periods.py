@@ -7,9 +7,15 @@ flow asks here; everything below is told.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
+from trading.calendars import bars_per_year
 from trading.errors import BadWindow
 from trading.window import Timeframe, as_utc
+
+_YEAR: Final = timedelta(days=365.25)
+# for holidays and gaps: this much more history than the mean number of bars in a year calls for
+_SPARE: Final = 1.25
 
 
 def run_moment() -> datetime:
@@ -48,3 +54,8 @@ def span(
             "start it earlier"
         )
     return first, last
+
+
+def reach(bars: int, timeframe: Timeframe, calendar: str) -> timedelta:
+    """How long before its end a window of that many bars begins, with something to spare."""
+    return _SPARE * bars / bars_per_year(timeframe, calendar) * _YEAR

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlparse
 
 from tasks import credentials, model_files, signing
 from tasks.settings import Settings
-from trading.errors import ConfigurationError, ModelNotFound
+from trading.errors import ConfigurationError, DataError, ModelNotFound
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
+_SQLITE: Final = "sqlite:///"
 # what the artifact's code imports to answer
 _REQUIREMENTS: Final = ("numpy", "pandas", "lightgbm", "TA-Lib", "exchange-calendars")
 
@@ -49,7 +51,7 @@ def tracking_uri(settings: Settings) -> str:
     """The configured server, else the SQLite database under the home folder."""
     if settings.mlflow_tracking_uri:
         return settings.mlflow_tracking_uri
-    return f"sqlite:///{(settings.home / 'mlflow' / 'mlflow.db').resolve()}"
+    return f"{_SQLITE}{(settings.home / 'mlflow' / 'mlflow.db').resolve()}"
 
 
 def connect(settings: Settings) -> MlflowClient:
@@ -77,8 +79,37 @@ def connect(settings: Settings) -> MlflowClient:
 
     quiet_libraries()
     uri = tracking_uri(settings)
+    _reach_artifacts()
     _talk_to(uri)
     return MlflowClient(uri, registry_uri=uri)
+
+
+def _reach_artifacts() -> None:
+    """Let a client of the local database find in its folder what was logged through the stack's server.
+
+    The server writes down addresses as ``mlflow-artifacts:/1/models/...`` and keeps the files in ``artifacts`` beside
+    its database (``deployments.stack_parts``); MLflow itself resolves such an address by asking a server only.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
+
+    known = get_registered_artifact_repositories()
+    if known["mlflow-artifacts"] is not _artifacts_of:
+        known["mlflow-artifacts"] = _artifacts_of
+
+
+def _artifacts_of(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
+    import mlflow
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    database = tracking_uri or mlflow.get_tracking_uri()
+    if not database.startswith(_SQLITE):
+        return MlflowArtifactsRepository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
+    root = Path(database.removeprefix(_SQLITE)).parent / "artifacts"
+    path = (root / unquote(urlparse(artifact_uri).path).lstrip("/")).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise DataError(f"{artifact_uri} leads out of {root}; somebody changed MLflow's database")
+    return LocalArtifactRepository(path.as_uri(), tracking_uri=tracking_uri, registry_uri=registry_uri)
 
 
 def _talk_to(uri: str) -> None:
@@ -175,7 +206,7 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> 
 
     Args:
         folder: what ``ml.artifact.save`` wrote.
-        example: a frame of raw candles that the model can answer, ``open_time`` a column.
+        example: a frame of raw candles, as many as a prediction needs, ``open_time`` a column.
     """
     from importlib.metadata import version
 
@@ -190,7 +221,7 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> 
     # whole milliseconds: of times MLflow's schema keeps no zone
     stamps = pd.DatetimeIndex(example["open_time"]).as_unit("ms").asi8
     asked = example.assign(open_time=stamps)
-    answer = _load_pyfunc(str(folder)).predict(asked)
+    answer = _load_pyfunc(str(folder)).example(asked)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         with mlflow.start_run(run_id=run_id):
@@ -204,6 +235,8 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, example: Any) -> 
                 # not among them: it is installed from its checkout, and a stranger's of that name must not be
                 pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
             )
+    # MLflow has ended the run, and it is at work until ``finish_run``: who dies before must not look as if it were done
+    client.update_run(run_id, status="RUNNING")
     return str(info.model_uri)
 
 

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         description="execution engine that serves /api/market/chart/{symbol}/{timeframe}",
     )
     candle_folder: Path | None = Field(None, description="folder of <symbol>_<timeframe>.parquet or .csv files")
+    candle_calendar: str = Field(
+        "24/7", description="when the markets of those files trade: 24/7, or an exchange's calendar such as XNYS"
+    )
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="hosts or networks that sources may be at, with commas; empty: any (in production, any public)"

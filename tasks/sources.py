@@ -109,7 +109,7 @@ def source_of(settings: Settings, kind: str, guard: Guard | None = None) -> Sour
 
         if settings.candle_folder is None:
             raise ConfigurationError("source files needs TRADEFLOWS_CANDLE_FOLDER, a folder of candle files")
-        return FileSource(settings.candle_folder)
+        return FileSource(settings.candle_folder, calendar=settings.candle_calendar)
     variable, address = address_of(settings, kind)
     if address is None:
         raise ConfigurationError(f"source {kind} needs {variable}, {ADDRESSES[kind]}")

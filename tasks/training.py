@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -212,7 +212,7 @@ def judge_of(
 
     The present champion is scored here already: walking takes long, and the lease on promotions is short.
     """
-    from ml.promotion import PromotionRule, RiskRule, decide
+    from ml.promotion import PromotionRule, RiskRule, Unscored, decide
 
     # Money is judged by the account of the backtest engine: a net return per signal charges a round trip for
     # every overlapping label, which nobody pays. Among three estimators the probability of overfitting is a
@@ -220,7 +220,17 @@ def judge_of(
     risk = RiskRule(max_pbo=RiskRule().max_pbo if learned.tuning else None)
     rule = PromotionRule(min_net_return=None, risk=risk)
 
+    until = int(learned.table.t1.max())
+
     def rival(version: ModelVersion) -> tuple[Scores | Unscored, Evidence | None]:
+        theirs = int(version.tags.get("trained_until_ms", 0))
+        if theirs > until:
+            # whoever wants to go back to older candles says so by hand
+            at, mine = (datetime.fromtimestamp(one / 1000, tz=UTC) for one in (theirs, until))
+            return Unscored(
+                f"version {version.version} was trained until {at:%Y-%m-%d %H:%M} and this one until "
+                f"{mine:%Y-%m-%d %H:%M}; promote it by hand if it is to follow"
+            ), None
         found = _walked(version, learned, request)
         if not isinstance(found, tuple):
             return found, None
@@ -280,6 +290,9 @@ def _earlier(client: MlflowClient, settings: Settings, name: str, key: str) -> T
     """What an equal training left behind, with the champion as it is now and links to where the pages are now."""
     version = registry.find_version(client, name, {"training_key": key})
     if version is None or client.get_run(version.run_id).info.status != "FINISHED":
+        return None
+    if SUMMARY not in {file.path for file in client.list_artifacts(version.run_id)}:
+        # it died after it was registered, before it was judged
         return None
     summary = json.loads(registry.run_file(client, version.run_id, SUMMARY).read_text())
     links = {link: mlflow_pages.moved(settings, summary[link]) for link in ("run_link", "version_link", "compare_link")}

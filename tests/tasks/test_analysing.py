@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -81,6 +81,7 @@ class Oracle:
     says: Mapping[str, Prediction | Exception] = field(default_factory=dict)
 
     label: LabelDefinition = field(default_factory=lambda: LabelDefinition(horizon=4))
+    rows_needed: int = 3
     asked: list[str] = field(default_factory=list)
 
     def row(self, candles: pd.DataFrame, calendar: str | None = None) -> str:
@@ -218,6 +219,19 @@ def test_where_the_model_has_too_little_to_go_by_the_rules_speak_and_the_analysi
         [stored] = analyses(store, row.symbol)
         assert stored["analysis"]["absent"] == ["model"]
         assert stored["analysis"]["abstentions"] == [{"analyst": "model", "reason": row.reasons[-1], "cost": None}]
+
+
+def test_the_model_sees_as_many_bars_as_it_needs_however_short_the_request(run: Runs, store: Store) -> None:
+    short = replace(REQUEST, start=END - timedelta(hours=5))
+    champion = champion_of(sayings())
+    cast(Any, champion.model).rows_needed = 40
+    run(Panel(Models(champion), selection()), symbols=["AAA"], request=short)
+    [stored] = analyses(store, "AAA")
+    assert stored["candles_start"] == END - timedelta(hours=50)
+    # and without a model what was asked for
+    run(QUIET, symbols=["BBB"], request=short)
+    [stored] = analyses(store, "BBB")
+    assert stored["candles_start"] == short.start
 
 
 def test_a_symbol_that_cannot_be_looked_at_does_not_stop_the_others(run: Runs, store: Store) -> None:

@@ -76,7 +76,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     home = tmp_path_factory.mktemp("training")
     settings = Settings(home=home)
     with open_store(home) as store:
-        for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD")):
+        for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD", "EEE")):
             window = Window(symbol, Timeframe.H1, START, START + BARS * timedelta(hours=1))
             stored(store, window, momentum(number), "simulated")
         yield Bench(settings, registry.connect(settings), store)
@@ -133,6 +133,42 @@ def test_a_training_can_be_compared_traced_and_used(bench: Bench) -> None:
     assert (change.to_version, change.evidence_run, change.manual) == (trained.version, trained.run_id, False)
 
 
+def test_one_that_died_between_registering_and_judging_is_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed says nothing more: the run stays as it is."""
+    with monkeypatch.context() as killed:
+        killed.setattr(promotions, "consider", _die)
+        killed.setattr(registry, "finish_run", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            bench.train("EEE", 1_500)
+    left = registry.versions(bench.client, "EEE-1h")
+    assert [str(one.version) for one in left] == ["1"]
+    assert bench.client.get_run(left[0].run_id).info.status == "RUNNING"
+    bench.client.set_terminated(left[0].run_id, "FINISHED")
+    again = bench.train("EEE", 1_500)
+    assert (again.version, again.reused) == ("2", False)
+    assert bench.train("EEE", 1_500).reused
+
+
+def _die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_gaps_among_the_newest_candles_and_markets_of_two_calendars_can_be_learned_from(bench: Bench) -> None:
+    end = START + BARS * timedelta(hours=1)
+    gapped = momentum(7)
+    keep = np.r_[np.arange(BARS - 60), np.arange(BARS - 40, BARS)]
+    stored(bench.store, Window("GAP", Timeframe.H1, START, end), gapped.iloc[keep], "simulated")
+    assert bench.train("GAP", folds=2).version == "1"
+    stored(bench.store, Window("MIX", Timeframe.H1, START, end), momentum(8), "simulated", calendar="XNYS")
+    dataset = select(bench.store, ["AAA", "MIX"], Timeframe.H1, START, end, now=NOW)
+    assert set(dataset.calendars.values()) == {"24/7", "XNYS"}
+    request = dataclasses.replace(REQUEST, folds=2)
+    mixed = train(bench.store, bench.settings, bench.client, dataset, request, now=NOW, flow_run_id=None)
+    assert mixed.model == "AAA-MIX-1h"
+
+
 def test_an_equal_training_is_not_done_again_and_a_later_one_meets_the_champion(bench: Bench) -> None:
     first = bench.train("BBB", 2_000)
     assert first.promoted, first.decision
@@ -143,6 +179,10 @@ def test_an_equal_training_is_not_done_again_and_a_later_one_meets_the_champion(
     assert later.version == "2"
     # the same recipe on newer candles: it scores as the champion's, which walks through the same folds
     assert any("its recipe on newer candles" in reason for reason in later.decision)
+    # nobody goes back to older candles in silence, such as by running an old run again
+    older = bench.train("BBB", 1_900)
+    assert (older.promoted, older.champion) == (False, later.champion)
+    assert any("was trained until" in reason for reason in older.decision)
     other = bench.train("BBB", BARS, horizon=6)
     assert not other.promoted
     assert any("has another label" in reason for reason in other.decision)
