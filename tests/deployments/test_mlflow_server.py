@@ -13,8 +13,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import typer
+from mlflow.exceptions import MlflowException
 from pydantic import SecretStr
 
+from deployments.running import told
 from deployments.stack import CHECKOUT, free_port
 from tasks import models, promotions, registry
 from tasks.settings import Settings
@@ -87,13 +90,22 @@ def test_what_was_registered_through_it_is_verified_promoted_and_added_to_withou
         # a file that somebody changed is refused as ever
         file = min((home / "mlflow" / "artifacts").rglob("estimator.json"))
         file.write_bytes(flipped(file.read_bytes(), 40))
-        told = []
+        refused = []
         for version in (first, second):
             try:
                 models.load(alone.client, here, registry.version_at(alone.client, name, version), alone.key)
             except ModelRejected as error:
-                told.append(str(error))
-        assert len(told) == 1
-        assert "estimator.json" in told[0]
+                refused.append(str(error))
+        assert len(refused) == 1
+        assert "estimator.json" in refused[0]
     with pytest.raises(DataError, match="leads out of"):
         registry._artifacts_of("mlflow-artifacts:/../../../etc", registry.tracking_uri(here))
+
+
+def test_an_error_of_mlflow_is_a_sentence_without_the_password(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, told(traceback=False):
+        raise MlflowException("http://me:hidden@127.0.0.1:5000 does not answer")
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == "MlflowException: http://127.0.0.1:5000 does not answer\n"
+    with pytest.raises(ZeroDivisionError), told(traceback=False):
+        raise ZeroDivisionError
