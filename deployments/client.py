@@ -33,6 +33,8 @@ SIGNALS: Final = "signals-"
 ATTEMPTS: Final = 3
 # of the request itself, so that asking again gives the same
 MEANT: Final = frozenset({400, 409, 422})
+# in values such as a variable of the server, which a run has in place of them
+WORKED_OUT: Final = '"__prefect_kind"'
 _FIELD: Final = re.compile(r"for field '(\w+)")
 _UNKNOWN: Final = re.compile(r"'([^']*)'(?:, '[^']*')* (?:was|were) unexpected")
 
@@ -73,7 +75,8 @@ def trigger(
 
     Raises:
         InvalidRequest: no such deployment, a parameter that it does not take or that does not fit, or a key that was
-            used for another request. Says which, and what would do.
+            used for another request: one with other values, or others left out, or before the deployment's own
+            values were changed. Says which, and what would do.
         ConfigurationError: as ``Api.ask``.
     """
     asked = dict(parameters or {})
@@ -90,11 +93,11 @@ def trigger(
             raise
         raise InvalidRequest(f"{name}: {_explained(error.detail, deployment['parameter_openapi_schema'])}") from None
     found = _run(answer)
-    other = sorted(key for key, value in asked.items() if found.parameters.get(key) != value)
+    other = _differing(found.parameters, {**deployment["parameters"], **asked}) if idempotency_key is not None else []
     if other:
         raise InvalidRequest(
             f"the idempotency key {idempotency_key} was used before, for run {found.id} with other values of "
-            f"{', '.join(other)}; take another key"
+            f"{', '.join(other)} (of those not asked for, the deployment's own count); take another key"
         )
     return found
 
@@ -177,6 +180,15 @@ def rerun(api: Api, run_id: str) -> Run:
     state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "run again on request"}
     api.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": True})
     return read(api, run_id)
+
+
+def _differing(found: Mapping[str, Any], meant: Mapping[str, Any]) -> list[str]:
+    """The parameters in which a run is not what was meant; those that the server works out itself are left out."""
+    return sorted(
+        name
+        for name in found.keys() | meant.keys()
+        if found.get(name) != meant.get(name) and WORKED_OUT not in json.dumps(meant.get(name))
+    )
 
 
 def _made(api: Api, path: str, body: Mapping[str, Any]) -> Any:

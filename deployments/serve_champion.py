@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from tasks import log, models, registry
 from tasks.models import Champion
 from tasks.settings import Settings
+from tasks.signing import signing_key
 from trading.calendars import require_calendar
-from trading.errors import ModelError, ModelNotFound, TradeflowsError
+from trading.errors import ModelError, ModelNotFound, ModelRejected, TradeflowsError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,8 +70,9 @@ class ChampionWatch:
     def refresh(self) -> bool:
         """Take the successor, where the alias names another version by now; whether that was so.
 
-        A champion that was withdrawn, or whose successor does not verify, is not answered with any more. While the
-        registry does not answer, the verified one stays, and ``trouble`` says so.
+        Likewise a version that did not verify and does by now, such as a champion whose files were away. A champion
+        that was withdrawn, or whose successor does not verify, is not answered with any more. While the registry does
+        not answer, the verified one stays, and ``trouble`` says so.
         """
         from mlflow.exceptions import MlflowException
 
@@ -78,7 +80,8 @@ class ChampionWatch:
             before, now = self.current, self._clock()
             try:
                 named = registry.version_of(self._client, self._name, registry.CHAMPION)
-                if named is not None and str(named.version) == before.alias:
+                same = named is not None and str(named.version) == before.alias
+                if same and not self._verifies_now(before):
                     self.current = replace(before, checked=now, trouble=before.trouble if not before.champion else None)
                     return False
                 self.current = self._loaded()
@@ -88,9 +91,26 @@ class ChampionWatch:
                 self.current = Served(self._name, None, alias, now, now, str(error))
             except (MlflowException, TradeflowsError, OSError) as error:
                 log.logger().warning("registry does not answer", model=self._name, reason=str(error))
-                self.current = replace(before, checked=now, trouble=f"the registry does not answer: {error}")
+                trouble = f"the registry does not answer: {error}" if before.champion else before.trouble
+                self.current = replace(before, checked=now, trouble=trouble)
                 return False
         return True
+
+    def _verifies_now(self, before: Served) -> bool:
+        """Whether a version that ``before`` had to do without would verify; without an alert where it does not."""
+        if before.champion is not None and before.champion.degraded is None:
+            return False
+        key = signing_key(self._settings)
+        for alias in (registry.CHAMPION, registry.PREVIOUS):
+            version = registry.version_of(self._client, self._name, alias)
+            if version is None or (before.champion is not None and str(version.version) == before.champion.version):
+                continue
+            try:
+                models.load(self._client, self._settings, version, key)
+            except ModelRejected:
+                continue
+            return True
+        return False
 
     def _loaded(self) -> Served:
         now = self._clock()

@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,7 @@ class Supervisor:
         self._home, self._folder, self._state = home, folder, state
         self._watches = {part.name: _Watch(part) for part in parts}
         self._rotated = 0.0
+        self._written = True
         (home / "logs").mkdir(parents=True, exist_ok=True)
 
     @property
@@ -99,6 +101,7 @@ class Supervisor:
         Raises:
             ConfigurationError: a part ended, or was not ready in time; names its log. The others run on:
                 call ``stop``.
+            OSError: a process cannot be made, or the state cannot be written; likewise.
         """
         begun = time.monotonic()
         waiting = dict(self._watches)
@@ -127,29 +130,37 @@ class Supervisor:
         return not waiting
 
     def keep(self, stop: threading.Event) -> None:
-        """Watch until told to stop."""
+        """Watch until told to stop. What the system refuses meanwhile (a full disk) is said, and tried again."""
         while not stop.wait(TICK_SECONDS):
             for watch in self._watches.values():
-                self._look(watch)
+                with self._saying(f"{watch.part.name} cannot be looked at"):
+                    self._look(watch)
+            if not self._written:
+                self._write()
             if time.monotonic() - self._rotated > 60:
                 self._rotated = time.monotonic()
-                for log in (self._home / "logs").glob("*.log"):
-                    rotate(log)
+                with self._saying("the logs cannot be listed"):
+                    for log in sorted((self._home / "logs").glob("*.log")):
+                        self._rotate(log)
 
     def stop(self) -> None:
         """Stop every part, last started first, and whatever they left; removes the state file."""
         self._state = replace(self._state, state="stopping")
-        stack_state.write(self._home, self._state)
-        for watch in reversed(list(self._watches.values())):
-            if watch.process is not None:
-                self._end(watch)
-        killed = stack_state.stop(stack_state.family(self._state), STOP_SECONDS)
+        try:
+            self._write()
+        finally:
+            # nobody watches them any more, whatever became of the file
+            for watch in reversed(list(self._watches.values())):
+                with self._saying(f"{watch.part.name} cannot be stopped in order"):
+                    self._end(watch)
+            killed = stack_state.stop(stack_state.family(self._state), STOP_SECONDS)
         self._say("stopped" + (f"; had to kill {killed}" if killed else ""))
-        stack_state.file(self._home).unlink(missing_ok=True)
+        with self._saying("the state file cannot be removed"):
+            stack_state.file(self._home).unlink(missing_ok=True)
 
     def _begin(self, watch: _Watch) -> None:
         part = watch.part
-        rotate(self._log(part.name))
+        self._rotate(self._log(part.name))
         with self._log(part.name).open("ab") as log:
             watch.process = subprocess.Popen(
                 list(part.command),
@@ -165,6 +176,12 @@ class Supervisor:
         self._say(f"{part.name} started as process {watch.process.pid}")
         self._mark(watch, "starting")
 
+    def _begin_again(self, watch: _Watch) -> None:
+        try:
+            self._begin(watch)
+        except OSError as error:
+            self._lost(watch, f"cannot be started: {error}")
+
     def _look(self, watch: _Watch) -> None:
         name, now = watch.part.name, time.monotonic()
         word = self._state.parts[name].state
@@ -172,7 +189,7 @@ class Supervisor:
             return
         if watch.process is None:
             if now >= watch.due:
-                self._begin(watch)
+                self._begin_again(watch)
             return
         code = watch.process.poll()
         if code is not None:
@@ -238,7 +255,30 @@ class Supervisor:
         pid = process.pid if process and process.poll() is None else None
         after = replace(before, state=word, since=time.time(), pid=pid, born=_born(pid), **changes)
         self._state = replace(self._state, parts={**self._state.parts, watch.part.name: after})
-        stack_state.write(self._home, self._state)
+        self._write()
+
+    def _write(self) -> None:
+        """Write the state down; where that fails it is said once, and tried again at each tick."""
+        try:
+            stack_state.write(self._home, self._state)
+        except OSError as error:
+            if self._written:
+                self._say(f"the state cannot be written: {error}")
+            self._written = False
+        else:
+            self._written = True
+
+    def _rotate(self, log: Path) -> None:
+        with self._saying(f"{log.name} cannot be cut"):
+            rotate(log)
+
+    @contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        """Say what the system refuses, and go on: a full disk must not end the watch."""
+        try:
+            yield
+        except OSError as error:
+            self._say(f"{what}: {error}")
 
     def _log(self, name: str) -> Path:
         return self._home / "logs" / f"{name}.log"
@@ -249,25 +289,38 @@ class Supervisor:
         return f"{' / '.join(lines[-2:])[-400:] or 'it said nothing'} ({self._log(name)})"
 
     def _say(self, line: str) -> None:
-        with self._log("stack").open("a") as log:
-            text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}"
-            if os.environ.get("TRADEFLOWS_LOG_FORMAT") == "json":
-                text = log_lines.line(line, level="info", logger="stack", at=time.time())
-            log.write(f"{text}\n")
+        """To the log, or else to standard error, or else to nobody."""
+        text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}"
+        if os.environ.get("TRADEFLOWS_LOG_FORMAT") == "json":
+            text = log_lines.line(line, level="info", logger="stack", at=time.time())
+        try:
+            with self._log("stack").open("a") as log:
+                log.write(f"{text}\n")
+        except OSError:
+            with suppress(OSError):
+                # not through sys.stderr: what it could not write it would try again, and fail again, at the end
+                os.write(2, f"{text}\n".encode())
 
 
 def rotate(log: Path, *, limit: int = LOG_BYTES, kept: int = KEPT) -> bool:
     """Cut a log that has grown beyond ``limit`` bytes, and keep what it held as ``<log>.1``; whether it was cut.
 
-    It is copied and emptied, for its writer holds it open (to append).
+    It is copied and emptied, for its writer holds it open (to append). Where it cannot be copied (OSError), it and the
+    older cuts stay as they are.
     """
     if not log.exists() or log.stat().st_size <= limit:
         return False
+    fresh = log.with_name(f"{log.name}.new")
+    try:
+        shutil.copyfile(log, fresh)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     for number in range(kept - 1, 0, -1):
         older = log.with_name(f"{log.name}.{number}")
         if older.exists():
             older.replace(log.with_name(f"{log.name}.{number + 1}"))
-    shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+    fresh.replace(log.with_name(f"{log.name}.1"))
     os.truncate(log, 0)
     return True
 

@@ -20,7 +20,7 @@ from tasks.chunks import chunk_id
 from tasks.datasets import Dataset, load
 from tasks.models import Champion, champion, unseen_targets
 from tasks.settings import Settings
-from tasks.store import Store, get_result, put_result, series_key
+from tasks.store import Store, get_result, put_result, series_key, touch_result
 from tasks.training import model_name
 from trading.errors import InsufficientHistory, ModelNotFound, StoreError
 from trading.window import Window, split_by_period
@@ -103,7 +103,8 @@ def subjects_of(
     firsts = dict.fromkeys(alone, 0)
     for name, by_symbol in keys.items():
         for symbol, key in by_symbol.items():
-            stored = get_result(store, key)
+            # the batches read it some time after this: maintenance is to leave it until then
+            stored = get_result(store, key) if touch_result(store, key, now) else None
             if stored is not None:
                 first = int(stored["first"])
             elif name == CHAMPION and models.champion is not None:

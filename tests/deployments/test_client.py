@@ -22,7 +22,7 @@ from trading.errors import ConfigurationError, InvalidRequest, RunFailed, RunUnf
 
 RUN = "11111111-1111-4111-8111-111111111111"
 SCHEMA = {"properties": {"symbols": {"description": "Which."}, "days": {"description": "From 1 to 9."}}}
-DEPLOYMENT = {"id": "d", "parameter_openapi_schema": SCHEMA}
+DEPLOYMENT = {"id": "d", "parameter_openapi_schema": SCHEMA, "parameters": {}}
 Answer = httpx.Response | Exception
 
 
@@ -109,6 +109,31 @@ def test_a_key_that_meant_other_work_is_refused() -> None:
     api, _ = answered(said(DEPLOYMENT), said(run()))
     with pytest.raises(InvalidRequest, match=f"key k was used before, for run {RUN} with other values of symbols"):
         trigger(api, "ingest", {"symbols": ["B"]}, idempotency_key="k")
+
+
+@pytest.mark.parametrize(
+    ("defaults", "found", "asked", "told"),
+    [
+        # the run has more than was asked for: the request before named them
+        ({}, {"symbols": ["A"], "days": 9}, {"symbols": ["A"]}, "other values of days "),
+        ({"days": 3}, {"symbols": ["A"], "days": 9}, {"symbols": ["A"]}, "other values of days "),
+        ({"days": 3}, {"symbols": ["A"], "days": 9}, {}, "other values of days, symbols .*the deployment's own count"),
+        ({"days": 3}, {"symbols": ["A"], "days": 3}, {"symbols": ["A"]}, None),
+        ({"days": 3}, {"symbols": ["A"], "days": 9}, {"symbols": ["A"], "days": 9}, None),
+        # a variable of the server, which it has put in place
+        ({"days": {"__prefect_kind": "workspace_variable", "variable_name": "d"}}, {"days": 9}, {}, None),
+    ],
+)
+def test_a_key_is_of_all_parameters_those_left_out_among_them(
+    defaults: dict[str, Any], found: dict[str, Any], asked: dict[str, Any], told: str | None
+) -> None:
+    for key in ("k", None):
+        api, _ = answered(said({**DEPLOYMENT, "parameters": defaults}), said({**run(), "parameters": found}))
+        if told is None or key is None:
+            assert trigger(api, "ingest", asked, idempotency_key=key).parameters == found
+        else:
+            with pytest.raises(InvalidRequest, match=told):
+                trigger(api, "ingest", asked, idempotency_key=key)
 
 
 def test_a_password_that_is_wrong_is_said() -> None:
@@ -228,6 +253,8 @@ def test_the_real_server_knows_a_key_and_a_run(api: Api) -> None:
     assert trigger(api, "costs", {"day": "2026-11-20"}).id != first.id
     with pytest.raises(InvalidRequest, match="used before"):
         trigger(api, "costs", {"day": "2026-11-21"}, idempotency_key="costs-20")
+    with pytest.raises(InvalidRequest, match=r"used before, .* other values of day "):
+        trigger(api, "costs", idempotency_key="costs-20")
     with pytest.raises(InvalidRequest, match="can be run again once it has ended"):
         rerun(api, first.id)
     for nobody in ("7", RUN):

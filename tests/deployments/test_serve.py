@@ -317,6 +317,41 @@ def test_a_champion_that_was_changed_is_not_served_but_the_one_before(models_at:
     assert watch.current.champion is None and "can be used" in str(watch.current.trouble)
 
 
+def test_what_verifies_again_is_served_again(
+    models_at: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = models_at.new_name()
+    first, second = models_at.add(name, "logistic"), models_at.add(name, "lightgbm", dataset_digest="other")
+    promote(models_at, name, first)
+    watch = watching(models_at, store, name)
+    promote(models_at, name, second)
+    alerts: list[str] = []
+    monkeypatch.setattr(models, "alert", lambda _, version, __: alerts.append(version))
+
+    def served() -> tuple[str, bool] | None:
+        now = watch.current.champion
+        return (now.version, now.degraded is not None) if now is not None else None
+
+    away = {version: models_at.folder(name, version).parent for version in (first, second)}
+    for folder in away.values():
+        folder.rename(folder.with_name(f"{folder.name}-away"))
+    assert watch.refresh()
+    assert served() is None
+    assert alerts == [second, first]
+    # looked at again, and not told again
+    assert not watch.refresh()
+    assert "files" in str(watch.current.trouble)
+    for version, expected in ((first, (first, True)), (second, (second, False))):
+        folder = away[version]
+        folder.with_name(f"{folder.name}-away").rename(folder)
+        assert watch.refresh()
+        assert served() == expected
+        assert not watch.refresh()
+        assert served() == expected
+    assert watch.current.trouble is None
+    assert alerts == [second, first, second]
+
+
 def asked() -> Asked:
     return ASKED.decode(json.dumps({"candles": NEEDED}))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -149,6 +151,104 @@ def test_a_part_that_lives_and_does_not_answer_starts_again(
 
 
 @pytest.mark.integration
+def test_a_full_disk_ends_neither_the_watch_nor_the_stopping(
+    tmp_path: Path,
+    supervisor: Callable[[Sequence[Part]], Supervisor],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path, log, fresh = tmp_path / "up", tmp_path / "logs" / "stack.log", tmp_path / f"stack.{os.getpid()}.new"
+    one = supervisor([part("only", touch_and_wait(path), lambda _: path.exists())])
+    assert one.start(threading.Event())
+    written = stack_state.read(tmp_path)
+    # nothing can be copied, said in the log, or written down
+    uncut: list[str] = []
+
+    def full(log: Path) -> bool:
+        uncut.append(log.name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(supervising, "rotate", full)
+    log.unlink()
+    log.mkdir()
+    fresh.mkdir()
+    thread, stop = kept(one)
+    until(lambda: "only.log" in uncut)
+    psutil.Process(one.state.parts["only"].pid).kill()
+    until(lambda: one.state.parts["only"].restarts == 1 and one.state.parts["only"].state == "ready")
+    assert thread.is_alive()
+    assert stack_state.read(tmp_path) == written
+    # there is room again
+    fresh.rmdir()
+    until(lambda: stack_state.read(tmp_path) == one.state)
+    fresh.mkdir()
+    stop.set()
+    thread.join()
+    one.stop()
+    assert stack_state.family(one.state) == []
+    assert not stack_state.file(tmp_path).exists()
+    told = capfd.readouterr().err
+    assert "only ended with signal 9" in told
+    assert "only.log cannot be cut: [Errno 28]" in told
+    # once when it was full, and once when it was again: not at each tick
+    assert told.count("the state cannot be written") == 2
+
+
+@pytest.mark.integration
+def test_what_is_no_refusal_of_the_system_is_raised_and_the_parts_are_stopped(
+    tmp_path: Path, supervisor: Callable[[Sequence[Part]], Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "up"
+    one = supervisor([part("only", touch_and_wait(path), lambda _: path.exists())])
+    assert one.start(threading.Event())
+
+    def wrong(*_: object) -> None:
+        raise TypeError("no such state")
+
+    monkeypatch.setattr(stack_state, "write", wrong)
+    monkeypatch.setattr(supervising, "rotate", wrong)
+    with pytest.raises(TypeError):
+        one.keep(threading.Event())
+    with pytest.raises(TypeError):
+        one.stop()
+    assert stack_state.family(one.state) == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("refused", "end"), [(2, "ready"), (99, "failed")])
+def test_a_part_that_cannot_be_started_again_is_tried_later_and_the_others_go_on(
+    tmp_path: Path,
+    supervisor: Callable[[Sequence[Part]], Supervisor],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: int,
+    end: str,
+) -> None:
+    ups = {name: tmp_path / name for name in ("first", "second")}
+    one = supervisor([part(name, touch_and_wait(up), lambda _, up=up: up.exists()) for name, up in ups.items()])
+    assert one.start(threading.Event())
+    real, left = subprocess.Popen, [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))] * refused
+
+    def scarce(*words: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*words, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", scarce)
+    thread, stop = kept(one)
+    psutil.Process(one.state.parts["first"].pid).kill()
+    # planned after its own end and after each refusal
+    planned = min(1 + refused, supervising.RESTARTS)
+    until(lambda: one.state.parts["first"].state == end and one.state.parts["first"].restarts == planned)
+    assert "cannot be started: [Errno" in one.state.parts["first"].told
+    assert thread.is_alive()
+    assert one.state.parts["second"].state == "ready"
+    assert one.state.parts["second"].restarts == 0
+    stop.set()
+    thread.join()
+    one.stop()
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(("patience", "ended"), [(20.0, True), (None, False)])
 def test_a_part_may_take_its_own_time_to_stop(
     tmp_path: Path, supervisor: Callable[[Sequence[Part]], Supervisor], patience: float | None, ended: bool
@@ -190,6 +290,25 @@ def test_a_log_is_cut_where_it_grew_and_its_writer_goes_on(tmp_path: Path) -> No
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["x.log", "x.log.1", "x.log.2", "x.log.3"]
     assert (tmp_path / "x.log.1").read_text() == "5" * 10
     assert (tmp_path / "x.log.3").read_text() == "3" * 10
+
+
+def test_a_log_that_cannot_be_copied_stays_with_its_older_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "x.log"
+    for text in ("older", "newer"):
+        log.write_text(text)
+        assert rotate(log, limit=1)
+    log.write_text("grown")
+
+    def half(_: Path, target: Path) -> None:
+        target.write_text("gr")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(supervising.shutil, "copyfile", half)
+    with pytest.raises(OSError, match="space"):
+        rotate(log, limit=1)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "x.log": "grown", "x.log.1": "newer", "x.log.2": "older",
+    }  # fmt: skip
 
 
 def test_a_process_under_a_used_again_id_is_not_taken_for_ours(tmp_path: Path) -> None:

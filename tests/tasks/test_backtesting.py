@@ -254,6 +254,27 @@ def test_stored_targets_of_a_model_are_traded_from_the_first_bar_on(store: Store
     assert starts == {candles.index[first].isoformat()}
 
 
+def test_targets_that_a_backtest_is_about_to_read_count_as_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def walked(frames: dict[str, pd.DataFrame], *_: object) -> dict[str, tuple[np.ndarray, int]]:
+        made.append(len(frames))
+        return {symbol: (np.ones(len(frame)), 200) for symbol, frame in frames.items()}
+
+    monkeypatch.setattr(backtest_models, "walk_forward_targets", walked)
+    dataset = select(store, SYMBOLS, Timeframe.H1, START, END, now=END)
+    later = END + timedelta(days=40)
+    for now in (END, later):
+        subjects = subjects_of(store, None, dataset, asked("walk_forward"), Models({"walk_forward": "m"}, ()), now)  # type: ignore[arg-type]
+        assert [one.first for one in subjects] == [200, 200]
+    assert made == [2]
+    # maintenance, which may come before the batches, goes by that
+    for one in subjects:
+        document = store.documents.get(RESULTS, one.targets["walk_forward"])
+        assert document is not None
+        assert (document["created_at"], document["used_at"]) == (END, later)
+
+
 def test_a_batch_carries_the_revisions_of_its_own_series_and_reads_what_was_frozen(store: Store) -> None:
     [first, *_, last] = planned(store, asked("rsi"))
     assert {name.split("|")[0] for name in first.subject.dataset.revisions} == {"AAA"}

@@ -90,7 +90,10 @@ def market_of(
     shares = _NONE
     if rules.sizing.volatility > 0:
         shares = _laid(
-            {symbol: _volatility_share(frame, rules, bars_per_year) for symbol, frame in candles.items()},
+            {
+                symbol: _volatility_share(frame, rules, _own_bars_per_year(frame, times, bars_per_year))
+                for symbol, frame in candles.items()
+            },
             candles,
             times,
             standing=True,
@@ -275,11 +278,21 @@ def _laid(
     return table
 
 
-def _volatility_share(candles: pd.DataFrame, rules: Rules, bars_per_year: float) -> np.ndarray:
+def _own_bars_per_year(candles: pd.DataFrame, times: pd.DatetimeIndex, bars_per_year: float) -> np.ndarray:
+    """Bars that a symbol has in a year as far as each of its bars can tell, where the common ones are more.
+
+    float64 (n,): ``bars_per_year`` times the share of the common bars, from the symbol's first on, that it has.
+    """
+    at = np.searchsorted(times.asi8, open_times_ms(candles))
+    shares: np.ndarray = np.arange(1, len(at) + 1) / (at - at[0] + 1)
+    return bars_per_year * shares
+
+
+def _volatility_share(candles: pd.DataFrame, rules: Rules, bars_per_year: np.ndarray) -> np.ndarray:
     """Share of the equity that brings the position to the wanted volatility, NaN where that is not known."""
     sizing = rules.sizing
     returns = pd.Series(np.log(candles["close"].to_numpy())).diff()
-    realised = returns.rolling(sizing.volatility_bars).std().to_numpy() * math.sqrt(bars_per_year)
+    realised = returns.rolling(sizing.volatility_bars).std().to_numpy() * np.sqrt(bars_per_year)
     # a rolling deviation of equal values leaves a rest of rounding; what moves less than this does not move
     known = realised > 1e-9
     share = np.divide(sizing.volatility, realised, out=np.full(len(realised), np.nan), where=known)

@@ -172,7 +172,7 @@ def optimise(
 ) -> WalkForward:
     """Trade each fold with the parameter set that had the most of ``goal`` on the bars before it.
 
-    Of equal ones it is the first in the order of ``sets``.
+    Of equal ones it is the first in the order of ``sets``; one that did not trade there is never it.
 
     Args:
         goal: one of ``GOALS``.
@@ -188,7 +188,8 @@ def optimise(
             history, rule, sets, rules, bars_per_year,
             first=span.begin, threads=threads, funding=_cut(funding, 0, span.first),
         )  # fmt: skip
-        values = table[goal].to_numpy(dtype=np.float64)
+        # what did nothing also lost nothing; that is no merit
+        values = table[goal].where(table["trades"] > 0).to_numpy(dtype=np.float64)
         if np.isnan(values).all():
             choices.append(None)
             return _aside

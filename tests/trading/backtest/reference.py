@@ -197,16 +197,24 @@ def laid_out(decisions: np.ndarray | Decisions, own: pd.Index, united: pd.Dateti
 
 
 def realised_volatility(closes: list[float], bars: int, years_per_bar: float) -> list[float]:
-    """Annual, of the last ``bars`` returns from candle to candle up to each bar; NaN before there are as many."""
+    """Annual, of the last ``bars`` returns from candle to candle up to each bar; NaN before there are as many.
+
+    A return is of as many bars as there have been, in the mean, from candle to candle since the first one.
+    """
     returns: list[float] = []
-    found, before = [], NONE
-    for close in closes:
+    found, before, last = [], NONE, NONE
+    first = 0
+    for bar, close in enumerate(closes):
         if not math.isnan(close):
-            if not math.isnan(before):
+            if math.isnan(before):
+                first = bar
+            else:
                 returns.append(math.log(close / before))
             before = close
-        enough = len(returns) >= bars
-        found.append(statistics.stdev(returns[-bars:]) / math.sqrt(years_per_bar) if enough else NONE)
+            if len(returns) >= bars:
+                own = years_per_bar * (bar - first + 1) / (len(returns) + 1)
+                last = statistics.stdev(returns[-bars:]) / math.sqrt(own)
+        found.append(last)
     return found
 
 

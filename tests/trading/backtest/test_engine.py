@@ -208,3 +208,32 @@ def test_the_quick_check_of_candles_finds_what_the_contract_forbids(
         assert str(found.value) == f"mine: {expected}"
     else:
         inputs.times_of({"": candles}, "mine")
+
+
+def test_volatility_is_of_the_year_of_each_market() -> None:
+    rng = np.random.default_rng(3)
+    hourly = market_of_hours(rng, np.arange(4000))
+    # seven hours a day, five days a week
+    open_hours = np.flatnonzero((np.arange(4000) % 24 < 7) & (np.arange(4000) // 24 % 7 < 5))
+    session = market_of_hours(rng, open_hours)
+    of_year = 8766 * 35 / 168
+    rules = Rules(sizing=Sizing(volatility=0.2, volatility_bars=50))
+
+    def shares(candles: dict[str, pd.DataFrame], bars_per_year: float) -> np.ndarray:
+        times = inputs.times_of(candles, "test")
+        return inputs.market_of(candles, times, rules, {}, bars_per_year, "test").shares
+
+    together = shares({"session": session, "hourly": hourly}, 8766)
+    # as known at each bar: the same to the bit for the market that has all bars, near for the other one
+    np.testing.assert_array_equal(together[:, 1], shares({"hourly": hourly}, 8766)[:, 0])
+    alone = shares({"session": session}, of_year)[:, 0]
+    np.testing.assert_allclose(together[open_hours[500:], 0], alone[500:], rtol=0.03)
+    # one that begins later has all bars from there on
+    later = hourly.iloc[1000:]
+    together = shares({"later": later, "hourly": hourly}, 8766)
+    np.testing.assert_array_equal(together[1000:, 0], shares({"later": later}, 8766)[:, 0])
+
+
+def market_of_hours(rng: np.random.Generator, hours: np.ndarray) -> pd.DataFrame:
+    close = 100 * np.exp(np.cumsum(rng.normal(0, 0.01, len(hours))))
+    return frame_of(1_704_067_200_000 + 3_600_000 * hours, np.column_stack([close] * 4 + [np.full(len(close), 1e6)]))

@@ -376,6 +376,17 @@ def test_volatility_sizes_by_what_moved() -> None:
     assert filled(result) == [(3, 1000 / math.sqrt(2) / 125, 125, "target")]
 
 
+def test_volatility_is_of_the_bars_that_the_market_has() -> None:
+    closes = [100, 125, 100, 125]
+    market = bars(*[(close, close, close, close) for close in closes], at=[0, 2, 4, 6])
+    other = bars(*[FLAT] * 8)
+    # at its third candle it has had 3 of 5 bars, and a deviation of ln 1.25 x sqrt 2 from candle to candle
+    sizing = Sizing(fraction=0.8, volatility=math.log(1.25) * math.sqrt(8766 * 3 / 5), volatility_bars=2)
+    wanted = {"one": array(1, 1, 1, 1), "other": np.zeros(8)}
+    result = play({"one": market, "other": other}, wanted, rules(sizing=sizing))
+    assert filled(result) == [(6, 1000 / math.sqrt(2) / 125, 125, "target")]
+
+
 def test_rebalancing_beyond_a_tenth() -> None:
     market = bars(FLAT, FLAT, (110, 110, 110, 110), (150, 150, 150, 150), (150, 150, 150, 150))
     result = play(market, array(0.5, 0.5, 0.5, 0.5, 0.5), rules(sizing=Sizing(rebalance=0.1)))

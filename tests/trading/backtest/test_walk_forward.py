@@ -174,6 +174,19 @@ def test_where_nothing_traded_nothing_is_chosen_and_nothing_is_traded(hours: pd.
     assert walked.folds["in_sample"].isna().tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("goal", ["total_return", "annual_return", "max_drawdown"])
+def test_a_set_that_did_not_trade_is_never_the_best(hours: pd.DataFrame, goal: str) -> None:
+    flat = hours.assign(open=5.0, high=5.0, low=5.0, close=5.0)
+    walked = optimise(flat, CROSS, SETS, spans(BARS, 3), RULES_OF_TEST, PER_YEAR, goal=goal)
+    assert walked.choices == (None, None, None)
+    # what never crosses within the bars loses nothing; the others lose, for fees are high
+    idle, active = {"fast": 800, "slow": 850, "long_only": True}, {"fast": 3, "slow": 12, "long_only": True}
+    dear = Rules(Costs(0.02, 0.0))
+    walked = optimise(hours, CROSS, [idle, active], spans(BARS, 3), dear, PER_YEAR, goal=goal)
+    assert (walked.folds["in_sample"] < 0).all()
+    assert [choice and choice["fast"] for choice in walked.choices] == [3, 3, 3]
+
+
 def test_what_makes_no_sense_is_refused(hours: pd.DataFrame) -> None:
     def walk(folds: list[Span], **others: np.ndarray) -> None:
         walk_forward(hours, lambda history, span: buy_and_hold, folds, RULES_OF_TEST, PER_YEAR, **others)
