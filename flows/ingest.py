@@ -100,37 +100,47 @@ def ingest(
     """
     moment = run_moment()
     first, last = span(timeframe, start, end, days, moment)
-    result = bring_up_to_date(
-        symbols, timeframe, source, first, last, moment,
-        fallback=fallback, compare=compare, recheck=recheck, repair=repair, derive=derive,
+    result, errors = _brought(
+        symbols, timeframe, [source, *fallback], first, last, moment,
+        compare=compare, recheck=recheck, repair=repair, derive=derive,
     )  # fmt: skip
-    # old candles are nothing to analyse now
+    # old candles are nothing to analyse now; what came in is, whatever failed beside it
     if end is None and (fresh := [row for row in result.rows if row["added"] and row["timeframe"] == timeframe.value]):
         names, modes = [str(row["symbol"]) for row in fresh], {str(row["data"]) for row in fresh}
         events.candles_ingested(names, timeframe.value, ", ".join(sorted(modes)), last.isoformat())
+    if errors:
+        raise errors[0]
     return result
 
 
 def bring_up_to_date(
-    symbols: list[str],
-    timeframe: Timeframe,
-    source: str,
-    first: datetime,
-    last: datetime,
-    moment: datetime,
-    *,
-    fallback: Fallback = (),
-    compare: Compare = None,
-    recheck: int = 0,
-    repair: bool = False,
-    derive: Derive = (),
+    symbols: list[str], timeframe: Timeframe, source: str, first: datetime, last: datetime, moment: datetime
 ) -> IngestResult:
-    """The body of ``ingest``, for flows that refresh the candles they are about to use.
+    """What ``ingest`` does, for flows that refresh the candles they are about to use.
 
     Raises:
         TradeflowsError: the first of the errors, after every window was tried and the report written.
     """
-    sources = [source, *fallback]
+    result, errors = _brought(symbols, timeframe, [source], first, last, moment)
+    if errors:
+        raise errors[0]
+    return result
+
+
+def _brought(
+    symbols: list[str],
+    timeframe: Timeframe,
+    sources: list[str],
+    first: datetime,
+    last: datetime,
+    moment: datetime,
+    *,
+    compare: Compare = None,
+    recheck: int = 0,
+    repair: bool = False,
+    derive: Derive = (),
+) -> tuple[IngestResult, list[TradeflowsError]]:
+    """Every window tried and the report written; what was done, and what went wrong."""
     plans = plan_task(symbols, timeframe, sources, first, last, recheck, repair)
     outcomes, failures = _work_off(batches(plans), sources, moment, timeframe, compare)
     again = [failure.window for failure in failures if failure.error.transient]
@@ -140,23 +150,32 @@ def bring_up_to_date(
         more, left = _work_off([batch for batch in repeated if batch], sources, moment, timeframe, compare)
         outcomes += more
         failures = [failure for failure in failures if failure.window not in again] + left
-    errors: list[TradeflowsError] = [failure.error for failure in failures]
     derived: list[Derived] = []
     for target in derive:
-        made, refused = derive_task([(plan.wanted, plan.instrument) for plan in plans], target, source, moment)
+        made, failed = derive_task([(plan.wanted, plan.instrument) for plan in plans], target, sources, moment)
         derived += made
-        errors += refused
-    errors += _late(plans, outcomes)
+        failures += failed
+    late = _late(plans, outcomes)
     held = holdings_task([plan.wanted for plan in plans])
     rows = [_row(plan, outcomes, held[plan.wanted.symbol]) for plan in plans]
     rows += [_derived_row(plan, derived, target) for plan in plans for target in derive]
     qualities, page = quality_task([(plan.wanted, plan.instrument.calendar) for plan in plans], moment, bool(outcomes))
     corrections = [text for outcome in outcomes for text in outcome.corrections]
-    result = IngestResult(timeframe.value, rows, [str(error) for error in errors], corrections, page)
+    corrections += [
+        f"{one.window}: {one.added + one.changed} made anew of corrected {timeframe} candles"
+        for one in derived
+        if one.late and (one.added or one.changed)
+    ]
+    said = [*map(_named, failures), *map(str, late)]
+    result = IngestResult(timeframe.value, rows, said, corrections, page)
     _publish(result, qualities, outcomes, first, last)
-    if errors:
-        raise errors[0]
-    return result
+    return result, [*(failure.error for failure in failures), *late]
+
+
+def _named(failure: Failure) -> str:
+    """The error with its window, which one of a source does not name."""
+    window, error = str(failure.window), str(failure.error)
+    return error if window in error else f"{window}: {error}"
 
 
 def _work_off(

@@ -7,11 +7,12 @@ something else in one flow is annotated again there, with another ``form``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from trading.window import Timeframe
 
@@ -47,10 +48,19 @@ def names(known: Sequence[str] | str) -> Any:
     )
 
 
+def _each_once(symbols: list[str]) -> list[str]:
+    twice = [symbol for symbol, count in Counter(symbols).items() if count > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)} given more than once; give each symbol once")
+    return symbols
+
+
 Symbol = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,32}$")]
 Symbols = Annotated[
     list[Symbol],
     Field(min_length=1, max_length=2_000),
+    Field(json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_each_once),
     form("Symbols", "Symbols as the source spells them.", ["BTCUSDT", "ETHUSDT"]),
 ]
 Bar = Annotated[Timeframe, form("Timeframe", "Length of a bar.", "1h")]

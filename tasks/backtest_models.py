@@ -18,10 +18,11 @@ from tasks.backtest_proofs import prove
 from tasks.backtest_requests import CHAMPION, MODELS, WALK_FORWARD, BacktestRequest
 from tasks.chunks import chunk_id
 from tasks.datasets import Dataset, load
+from tasks.model_choice import model_for
 from tasks.models import Champion, champion, unseen_targets
+from tasks.periods import reach
 from tasks.settings import Settings
-from tasks.store import Store, get_result, put_result, series_key, touch_result
-from tasks.training import model_name
+from tasks.store import Store, get_result, put_result, read_candles, series_key, touch_result
 from trading.errors import InsufficientHistory, ModelNotFound, StoreError
 from trading.window import Window, split_by_period
 
@@ -55,7 +56,8 @@ def models_of(
     names, absent, chosen = {}, [], None
     if CHAMPION in request.strategies:
         try:
-            chosen = champion(client, settings, model_name(dataset.symbols, dataset.timeframe), store=store, now=now)
+            name = model_for(client, store, dataset.symbols, dataset.timeframe)
+            chosen = champion(client, settings, name, store=store, now=now)
         except ModelNotFound as error:
             # the other strategies are worth a backtest of their own; the result names who was missing
             absent.append(str(error))
@@ -94,8 +96,16 @@ def subjects_of(
         )
         for window in dataset.windows
     }
+    # the champion sees the candles before the backtest's, too, as it does where it trades
+    shown = {symbol: _with_earlier(store, one, frames[symbol], models.champion) for symbol, one in alone.items()}
+    earlier = {symbol: dataset_digest({symbol: shown[symbol].iloc[: -len(frame)]}) for symbol, frame in frames.items()}
     keys = {
-        name: {symbol: digest_of(TARGETS, name, models.names[name], one.digest) for symbol, one in alone.items()}
+        name: {
+            symbol: digest_of(
+                TARGETS, name, models.names[name], one.digest, earlier[symbol] if name == CHAMPION else ""
+            )
+            for symbol, one in alone.items()
+        }
         for name in MODELS
         if name in models.names
     }
@@ -108,8 +118,11 @@ def subjects_of(
             if stored is not None:
                 first = int(stored["first"])
             elif name == CHAMPION and models.champion is not None:
-                _prove_champion(store, models.champion, frames[symbol], now)
-                targets, first = unseen_targets(client, models.champion, symbol, frames[symbol])
+                if len(shown[symbol]) >= models.champion.model.rows_needed:
+                    _prove_champion(store, models.champion, shown[symbol], now)
+                targets, first = unseen_targets(client, models.champion, symbol, shown[symbol])
+                before = len(shown[symbol]) - len(frames[symbol])
+                targets, first = targets[before:], max(first - before, 0)
                 put_result(store, key, TARGETS, _document(targets, first), now)
             else:
                 walked = walked or walk_forward_targets(frames, dataset, request)
@@ -181,6 +194,19 @@ def stored_targets(store: Store, key: str) -> np.ndarray:
     if stored is None:
         raise StoreError(f"the store holds no targets {key[:12]} of a model; run the backtest again")
     return np.frombuffer(zlib.decompress(stored["targets"]), dtype=np.int8)
+
+
+def _with_earlier(store: Store, one: Dataset, candles: pd.DataFrame, chosen: Champion | None) -> pd.DataFrame:
+    """The candles, and before them as many stored ones as the champion needs for its first row."""
+    import pandas as pd
+
+    if chosen is None:
+        return candles
+    [window] = one.windows
+    back = reach(chosen.model.rows_needed, window.timeframe, one.calendars[window.symbol])
+    start = window.timeframe.floor(window.start - back)
+    before = read_candles(store, Window(window.symbol, window.timeframe, start, window.start))
+    return pd.concat([before, candles]) if len(before) else candles
 
 
 def _of_series(revisions: Mapping[str, int], window: Window) -> dict[str, int]:

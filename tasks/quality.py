@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from prefect import task
 
@@ -139,9 +140,13 @@ def write_page(
 
 
 def _write_whole(path: Path, text: str) -> None:
-    written = path.with_suffix(".tmp")
-    written.write_text(text, encoding="utf-8")
-    written.replace(path)
+    # runs of the same moment write the same page, each its own file: the last to replace it stands
+    written = path.with_name(f".{path.stem}-{uuid4().hex}.tmp")
+    try:
+        written.write_text(text, encoding="utf-8")
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def _summary_row(one: ledger.SeriesSummary, now: datetime) -> dict[str, object]:

@@ -119,7 +119,9 @@ def test_the_other_lines_wait_read_and_run_again(
     assert row["symbol"] == "BTCSIM" and row["signal"] in ("Long", "Short", "Neutral")
 
     # the lines in Python have the same key: the same run, which is over
-    text = sandboxed(PYTHON).replace("http://127.0.0.1:4200/api", deployed.api)
+    then = '{"symbols": ["BTCSIM"], "end": "2019-01-01T00:00:00Z", "days": 30}'
+    text = sandboxed(PYTHON).replace("http://127.0.0.1:4200/api", deployed.api).replace('{"symbols": ["BTCSIM"]}', then)
+    assert then in text
     program = subprocess.run(
         [sys.executable, "-c", text], cwd=CHECKOUT, env=deployed.environment, capture_output=True, text=True,
         check=False, timeout=240,

@@ -222,6 +222,51 @@ def test_coarser_candles_are_made_of_finer_ones(home: Path) -> None:
     assert again.added == 0
 
 
+def test_the_mirror_says_what_coarser_candles_are_where_the_exchange_is_down(
+    home: Path, exchange: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRADEFLOWS_MIRROR_URL", exchange.url)
+    monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TRADEFLOWS_SOURCE_PAUSE", "0.01")
+    result = ingest(
+        ["BTCSIM"], Timeframe.H1, start=START, end=END, fallback=["mirror"], derive=[Timeframe.H4, Timeframe.D1]
+    )
+    days = (END - START).days
+    assert [row["added"] for row in result.rows] == [24 * days, 6 * days, days]
+
+
+def test_coarser_candles_that_no_source_answers_for_are_in_the_report(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import resampling
+
+    def away(*_: object) -> None:
+        raise SourceUnavailable("no answer from the exchange")
+
+    monkeypatch.setattr(resampling, "collect_checked", away)
+    state = ingest(["BTCSIM", "ETHSIM"], Timeframe.H1, start=START, end=END, derive=[Timeframe.H4], return_state=True)
+    with pytest.raises(SourceUnavailable, match="no answer from the exchange"):
+        state.result()
+    report = newest_report("ingest-1h")
+    for symbol in ("BTCSIM", "ETHSIM"):
+        assert f"- {symbol} 4h [2018-06-01T00:00Z, 2018-12-01T00:00Z): no answer from the exchange" in report
+    with open_store(home) as store:
+        assert [entry.status for entry in ledger.entries(store, "ETHSIM", "1h")] == ["approved"]
+
+
+def test_a_late_correction_reaches_the_coarser_candles(home: Path, exchange: Sandbox) -> None:
+    again = {"start": START, "end": END, "derive": [Timeframe.H4, Timeframe.D1]}
+    ingest(["BTCSIM"], Timeframe.H1, **again)
+    try:
+        exchange.correct("BTCSIM", "1h", datetime(2018, 11, 30, 20, tzinfo=UTC), volume=12345.0)
+        result = ingest(["BTCSIM"], Timeframe.H1, **again, recheck=48)
+    finally:
+        exchange.restore()
+    assert [(row["timeframe"], row["changed"]) for row in result.rows] == [("1h", 1), ("4h", 1), ("1d", 1)]
+    made = "- BTCSIM 4h [2018-11-30T20:00Z, 2018-12-01T00:00Z): 1 made anew of corrected 1h candles"
+    assert made in newest_report("ingest-1h")
+
+
 def test_the_mirror_takes_over_where_the_exchange_is_down(
     home: Path, exchange: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +319,24 @@ def test_new_candles_start_an_analysis_of_them_and_old_ones_do_not(
     assert (run.parameters["symbols"], run.parameters["timeframe"]) == (["BTCSIM", "ETHSIM"], "1h")
     with get_client(sync_client=True) as client:
         client.delete_deployment(deployment)
+
+
+def test_a_symbol_that_fails_does_not_keep_the_others_from_being_analysed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import events
+
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(events, "candles_ingested", lambda *said: told.append(said))
+    with open_store(home) as store:
+        store.documents.insert(open_series(), {"_id": "BTCSIM|1h", "data_mode": "live"})
+    with running_sandbox(clock="now") as exchange:
+        monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", exchange.url)
+        state = ingest(["BTCSIM", "ETHSIM"], Timeframe.H1, days=3, return_state=True)
+    with pytest.raises(DataModeConflict, match="BTCSIM 1h holds live candles"):
+        state.result()
+    [(symbols, timeframe, mode, _)] = told
+    assert (symbols, timeframe, mode) == (["ETHSIM"], "1h", "simulated")
 
 
 def deployed(name: str, folder: Path) -> UUID:

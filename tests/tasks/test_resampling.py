@@ -18,9 +18,9 @@ from tasks.guarding import opened_sources
 from tasks.ingestion import batches, ingest_windows, plan
 from tasks.resampling import Derived, derive
 from tasks.settings import load_settings
-from tasks.store import Store, open_store, read_candles
-from trading.candles import COLUMNS
-from trading.errors import CandleContractError, ExpectationFailed
+from tasks.store import Store, corrections, open_store, read_candles
+from trading.candles import COLUMNS, digest
+from trading.errors import CandleContractError, ExpectationFailed, SourceUnavailable
 from trading.window import Timeframe, Window
 
 START = datetime(2018, 12, 1, tzinfo=UTC)
@@ -53,28 +53,33 @@ def market(sandbox: Any) -> Market:
 def make(
     store: Store, sandbox: Any, market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., list[Derived]]]:
-    """Ingest the first so many fine bars, then make coarser ones of all of them."""
+    """Ingest the first so many fine bars, then make coarser ones of all of them; raises what failed."""
     monkeypatch.setenv("TRADEFLOWS_HOME", str(tmp_path))
     monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", sandbox.url)
     with ExitStack() as closing:
         sources = closing.enter_context(opened_sources(load_settings(), store, ["exchange"], metered=False))
 
-        def run(target: Timeframe, bars: int = BARS, bad: float = 0.0) -> list[Derived]:
+        def run(
+            target: Timeframe, bars: int = BARS, bad: float = 0.0, now: datetime = NOW, recheck: int = 0
+        ) -> list[Derived]:
             end = START + bars * timedelta(minutes=5)
-            plans = plan(store, sources[0](), ["FINE"], Timeframe.M5, START, end)
+            plans = plan(store, sources[0](), ["FINE"], Timeframe.M5, START, end, recheck=recheck)
             for batch in batches(plans):
-                _, failures = ingest_windows(store, sources, batch, now=NOW, max_bad_share=0.0, flow_run_id=None)
+                _, failures = ingest_windows(store, sources, batch, now=now, max_bad_share=0.0, flow_run_id=None)
                 assert not failures
-            return derive(
+            done, failed = derive(
                 store,
-                sources[0](),
+                sources,
                 plans[0].instrument,
                 plans[0].wanted,
                 target,
-                now=NOW,
+                now=now,
                 max_bad_share=bad,
                 flow_run_id=None,
             )
+            if failed:
+                raise failed[0].error
+            return done
 
         yield run
 
@@ -139,9 +144,9 @@ def wrong_hours(market: Market, hour: int) -> Market:
 def test_nothing_is_made_of_bars_that_are_not_ingested(make: Callable[..., list[Derived]], store: Store) -> None:
     make(Timeframe.H1, bars=24)
     fine = Window("FINE", Timeframe.M5, START, START + timedelta(hours=5))
-    source: Any = None
     instrument: Any = None
-    assert derive(store, source, instrument, fine, Timeframe.H1, now=NOW, max_bad_share=0.0, flow_run_id=None) == []
+    found = derive(store, [], instrument, fine, Timeframe.H1, now=NOW, max_bad_share=0.0, flow_run_id=None)
+    assert found == ([], [])
 
 
 def test_a_target_that_is_no_multiple_is_refused(make: Callable[..., list[Derived]]) -> None:
@@ -169,9 +174,9 @@ def test_real_five_minute_bars_give_the_exchange_s_own_hours(
         [planned] = plan(store, sources[0](), [symbol], Timeframe.M5, start, end)
         for batch in batches([planned]):
             ingest_windows(store, sources, batch, now=NOW, max_bad_share=0.0, flow_run_id=None)
-        [made] = derive(
+        [made], _ = derive(
             store,
-            sources[0](),
+            sources,
             planned.instrument,
             planned.wanted,
             Timeframe.H1,
@@ -180,3 +185,86 @@ def test_real_five_minute_bars_give_the_exchange_s_own_hours(
             flow_run_id=None,
         )
     assert (made.made, made.disagreed) == (60 * 24, 0)
+
+
+# --- late corrections of the finer candles -------------------------------------------------------
+
+LATER = NOW + timedelta(hours=1)
+
+
+def corrected(sandbox: Any, at: datetime, volume: float) -> None:
+    """Another volume of a fine bar; the sandbox's coarser ones follow."""
+    sandbox.correct("FINE", "5m", at, volume=volume)
+
+
+def test_a_late_correction_reaches_the_coarser_candles(
+    make: Callable[..., list[Derived]], store: Store, sandbox: Any
+) -> None:
+    make(Timeframe.H1)
+    at = START + timedelta(hours=70, minutes=25)
+    before = read_candles(store, coarse(Timeframe.H1))
+    corrected(sandbox, at, 12345.0)
+    [again] = make(Timeframe.H1, now=LATER, recheck=48)
+    hour = START + timedelta(hours=70)
+    assert (again.window, again.late) == (Window("FINE", Timeframe.H1, hour, hour + timedelta(hours=1)), True)
+    assert (again.made, again.added, again.changed, again.disagreed) == (1, 0, 1, 0)
+    # it can be undone, and said of
+    [correction] = corrections(store, "FINE", "1h")
+    assert (correction.open_time, correction.revision.at) == (hour, LATER)
+    assert correction.old is not None
+    assert correction.old[4] == before.loc[hour, "volume"]
+    after = read_candles(store, coarse(Timeframe.H1))
+    assert after.loc[hour, "volume"] == correction.new[4] > 12345.0
+    # both records name what is stored now
+    first, second = ledger.entries(store, "FINE", "1h")
+    assert (first.window, first.digest, first.rows) == (coarse(Timeframe.H1), digest(after), 72)
+    assert (second.window, second.changed, second.recorded_at) == (again.window, 1, LATER)
+    # nothing more to do the next time
+    assert make(Timeframe.H1, now=LATER + timedelta(hours=1), recheck=48) == []
+
+
+def test_a_correction_that_an_earlier_run_found_is_not_forgotten(
+    make: Callable[..., list[Derived]], store: Store, sandbox: Any
+) -> None:
+    make(Timeframe.H1)
+    corrected(sandbox, START + timedelta(hours=70, minutes=25), 12345.0)
+    # of runs that made other timeframes, or could not make this one
+    assert make(Timeframe.M15, now=LATER, recheck=48) != []
+    [again] = make(Timeframe.H1, now=LATER + timedelta(hours=1))
+    assert (again.late, again.changed) == (True, 1)
+
+
+def test_neighbouring_bars_are_made_anew_together_and_no_others(
+    make: Callable[..., list[Derived]], store: Store, sandbox: Any
+) -> None:
+    make(Timeframe.H1)
+    for hours in (68, 69, 71):
+        corrected(sandbox, START + timedelta(hours=hours, minutes=5), 500.0 + hours)
+    found = make(Timeframe.H1, now=LATER, recheck=60)
+    assert [(one.window.slots, one.changed) for one in found] == [(2, 2), (1, 1)]
+
+
+def test_a_window_that_no_source_answers_for_does_not_stop_the_others(
+    make: Callable[..., list[Derived]], store: Store, sandbox: Any, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.sources import Instrument
+
+    make(Timeframe.M15)
+    monkeypatch.setenv("TRADEFLOWS_EXCHANGE_URL", f"http://127.0.0.1:{closed_port}")
+    monkeypatch.setenv("TRADEFLOWS_MIRROR_URL", sandbox.url)
+    monkeypatch.setenv("TRADEFLOWS_SOURCE_PAUSE", "0.01")
+    fine = Window("FINE", Timeframe.M5, START, START + timedelta(days=3))
+    instrument = Instrument("FINE", "24/7", "simulated", "exchange")
+    with opened_sources(load_settings(), store, ["exchange", "mirror"], metered=False) as (exchange, mirror):
+
+        def run(*sources: Any) -> Any:
+            return derive(store, sources, instrument, fine, Timeframe.H1, now=NOW, max_bad_share=0.0, flow_run_id=None)
+
+        done, [failure] = run(exchange)
+        assert (done, failure.window) == ([], coarse(Timeframe.H1))
+        assert isinstance(failure.error, SourceUnavailable)
+        [made], failures = run(exchange, mirror)
+        assert (made.made, made.disagreed, failures) == (72, 0, [])
+    [entry] = ledger.entries(store, "FINE", "1h")
+    assert entry.source.startswith("resampled from 5m (mirror ")
+    assert "did not answer" in entry.findings[0]

@@ -19,6 +19,8 @@ from mlflow import MlflowClient
 
 import ml.training
 from tasks import model_files, promotions, registry, training_runs
+from tasks.backtest_models import models_of, stored_targets, subjects_of
+from tasks.backtest_requests import CHAMPION, BacktestRequest
 from tasks.datasets import Dataset, load, select
 from tasks.learning import TrainingRequest, learn
 from tasks.models import champion
@@ -26,6 +28,7 @@ from tasks.settings import Settings
 from tasks.store import Store, open_store
 from tasks.training import Trained, judge_of, train
 from tests.trainings import shuffled, stored
+from trading.backtest.rules import Rules
 from trading.candles import frame_of
 from trading.errors import InvalidRequest
 from trading.window import Timeframe, Window
@@ -76,7 +79,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     home = tmp_path_factory.mktemp("training")
     settings = Settings(home=home)
     with open_store(home) as store:
-        for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD", "EEE")):
+        for number, symbol in enumerate(("AAA", "BBB", "CCC", "DDD", "EEE", "FFF")):
             window = Window(symbol, Timeframe.H1, START, START + BARS * timedelta(hours=1))
             stored(store, window, momentum(number), "simulated")
         yield Bench(settings, registry.connect(settings), store)
@@ -167,6 +170,26 @@ def test_gaps_among_the_newest_candles_and_markets_of_two_calendars_can_be_learn
     request = dataclasses.replace(REQUEST, folds=2)
     mixed = train(bench.store, bench.settings, bench.client, dataset, request, now=NOW, flow_run_id=None)
     assert mixed.model == "AAA-MIX-1h"
+
+
+def test_a_short_backtest_of_the_champion_sees_the_candles_before_it(bench: Bench) -> None:
+    """300 bars are fewer than a row of features needs; where the champion trades it sees those before, too."""
+    trained = bench.train("FFF", 2_000)
+    assert trained.promoted, trained.decision
+    request = BacktestRequest(rules=Rules(), strategies=(CHAMPION,))
+
+    def targets(first: int) -> np.ndarray:
+        begin, end = (START + bar * timedelta(hours=1) for bar in (first, 2_400))
+        dataset = select(bench.store, ["FFF"], Timeframe.H1, begin, end, now=NOW)
+        models = models_of(bench.store, bench.settings, bench.client, dataset, request, NOW)
+        [subject] = subjects_of(bench.store, bench.client, dataset, request, models, NOW)
+        assert (models.absent, subject.first) == ((), 0 if first == 2_100 else subject.first)
+        return stored_targets(bench.store, subject.targets[CHAMPION])
+
+    short, long = targets(2_100), targets(0)
+    assert (len(short), len(long)) == (300, 2_400)
+    assert set(np.unique(short)) == {-1, 1} or set(np.unique(short)) == {-1, 0, 1}
+    np.testing.assert_array_equal(short, long[2_100:])
 
 
 def test_an_equal_training_is_not_done_again_and_a_later_one_meets_the_champion(bench: Bench) -> None:
