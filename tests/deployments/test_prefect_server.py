@@ -13,7 +13,8 @@ import pytest
 
 from deployments.prefect_server import close_failed_cursors, lock_at_once
 
-PATIENCE = 2.0
+PATIENCE = 4.0
+LONG = 1.0
 
 
 async def stood_still(file: Path) -> float:
@@ -28,14 +29,14 @@ async def stood_still(file: Path) -> float:
         cursor = await waiting.cursor()
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             await cursor.execute("INSERT INTO things VALUES (1)")
+        # the error holds the cursor, too, in a circle with its own traceback
+        gc.collect()
         await waiting.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
         begun = asyncio.create_task(waiting.execute("BEGIN IMMEDIATE"))
         # as soon as its thread is at it
         while waiting._tx.qsize():
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        # the error holds the cursor, too, in a circle with its own traceback
-        gc.collect()
         started = time.monotonic()
         # the last that holds it
         cursor._cursor = None  # type: ignore[assignment]
@@ -49,12 +50,12 @@ def test_a_cursor_that_failed_does_not_hold_up_the_event_loop(tmp_path: Path, mo
     # put back afterwards
     monkeypatch.setattr(aiosqlite.Cursor, "_execute", aiosqlite.Cursor._execute)
     close_failed_cursors()
-    assert asyncio.run(stood_still(tmp_path / "a.db")) < PATIENCE / 4
+    assert asyncio.run(stood_still(tmp_path / "a.db")) < LONG
 
 
 def test_it_does_as_they_come(tmp_path: Path) -> None:
     """Where this fails, the libraries have mended it, and ours can go."""
-    assert asyncio.run(stood_still(tmp_path / "a.db")) > PATIENCE / 2
+    assert asyncio.run(stood_still(tmp_path / "a.db")) > LONG
 
 
 def test_what_fails_is_told_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
