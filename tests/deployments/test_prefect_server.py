@@ -29,9 +29,9 @@ async def stood_still(file: Path) -> float:
         cursor = await waiting.cursor()
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             await cursor.execute("INSERT INTO things VALUES (1)")
-        # the error holds the cursor, too, in a circle with its own traceback
-        gc.collect()
         await waiting.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}")
+        # the error holds the cursor, too, in a circle with its own traceback, which the thread has let go of by now
+        gc.collect()
         begun = asyncio.create_task(waiting.execute("BEGIN IMMEDIATE"))
         # as soon as its thread is at it
         while waiting._tx.qsize():
