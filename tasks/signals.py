@@ -37,6 +37,7 @@ class Changed:
     price: float
     data_mode: str
     analysis: str
+    made_at: str
 
 
 def follow(store: Store, stored: Document, tell: Callable[[Changed], None]) -> None:
@@ -63,6 +64,7 @@ def follow(store: Store, stored: Document, tell: Callable[[Changed], None]) -> N
                 price=stored["price"],
                 data_mode=stored["data_mode"],
                 analysis=analysis_key(stored["symbol"], Timeframe(stored["timeframe"]), stored["timestamp"]),
+                made_at=stored["created_at"].isoformat(),
             )
         )
     if known is None or known["signal"] != signal or known["timestamp"] != stored["timestamp"]:
@@ -76,7 +78,8 @@ def emit_changed(changed: Changed) -> None:
         f"tradeflows.signal.{changed.symbol}.{changed.timeframe}",
         f"{changed.symbol} {changed.timeframe}",
         asdict(changed),
-        f"{changed.symbol}/{changed.timeframe}/{changed.timestamp}/{changed.before}/{changed.signal}",
+        # a signal may change back and forth on one bar; a retry says the same again
+        f"{changed.symbol}/{changed.timeframe}/{changed.timestamp}/{changed.before}/{changed.signal}/{changed.made_at}",
     )
 
 

@@ -126,8 +126,11 @@ def settle(signal: Signal, entry: float, leave: float, cost_per_side: float) -> 
 
 
 def cluster_of(filled_ms: int, span_ms: int) -> int:
-    """Number of the span of time that a fill lies in; with two horizons a span, neighbours share little."""
-    return filled_ms // (2 * span_ms)
+    """Begin (ms UTC) of the span of time that a fill lies in; with two horizons a span, neighbours share little.
+
+    Spans of different horizons are in the order of time, too.
+    """
+    return filled_ms // (2 * span_ms) * (2 * span_ms)
 
 
 def version_of(provenance: Mapping[str, str]) -> str:

@@ -194,7 +194,9 @@ def test_neighbouring_futures_share_a_cluster_and_records_belong_to_a_version() 
     hour = 3_600_000
     first = cluster_of(0, 12 * hour)
     assert cluster_of(23 * hour, 12 * hour) == first
-    assert cluster_of(24 * hour, 12 * hour) == first + 1
+    assert cluster_of(24 * hour, 12 * hour) == 24 * hour
+    # in the order of time, whatever the horizons: the newest is the last
+    assert cluster_of(100 * hour, 24 * hour) > cluster_of(40 * hour, 12 * hour)
     assert means(np.array([1.0, 3.0, 5.0]), np.array([7, 7, 9])).tolist() == [2.0, 5.0]
     assert typical_move(np.array([0.03, -0.04])) == pytest.approx(math.sqrt(0.00125))
     assert typical_move(np.zeros(0)) == 1.0
