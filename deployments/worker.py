@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from deployments.declared import CHECKOUT, POOL, pulled
@@ -27,6 +28,8 @@ LISTEN_SECONDS: Final = 5
 # runs at work may end by themselves for so long, and then have so long to stop
 DRAIN_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 8.0
+# runs of a schedule that are due for so long were not waited for, but missed
+LATE: Final = timedelta(minutes=1)
 # what a supervisor should leave a worker before it kills it
 PATIENCE_SECONDS: Final = DRAIN_SECONDS + STOP_SECONDS + 10.0
 
@@ -41,6 +44,22 @@ class Launched(Protocol):
 
 # environment, folder, command as Prefect has it, or none; the process, and how to wait for its end
 Launch = Callable[[Mapping[str, str], str, str | None], Awaitable[tuple[Launched, Callable[[], Awaitable[Any]]]]]
+
+
+def newest_first(found: Sequence[Any], now: datetime) -> list[Any]:
+    """What a worker took, in the order in which to begin it: of a schedule's runs that are late the newest first.
+
+    After an outage a deployment with room for one run has several. The newest does the work of those before it, which
+    are then turned away; the other way round an old window would be worked off, and the newest never.
+    """
+    late = [one for one in found if one.flow_run.auto_scheduled and _due(one) < now - LATE]
+    others = [one for one in found if one not in late]
+    return [*sorted(late, key=_due, reverse=True), *others]
+
+
+def _due(one: Any) -> datetime:
+    due: datetime = one.flow_run.expected_start_time
+    return due
 
 
 def engine_words(variables: Mapping[str, str], module: str = ENGINE) -> list[str]:
@@ -166,6 +185,9 @@ def _worker_class() -> Any:
 
         async def get_and_submit_flow_runs(self) -> Any:
             return [] if self._draining else await super().get_and_submit_flow_runs()
+
+        async def _submit_scheduled_flow_runs(self, flow_run_response: list[Any]) -> Any:
+            return await super()._submit_scheduled_flow_runs(newest_first(flow_run_response, datetime.now(UTC)))
 
         async def drained(self, seconds: float) -> None:
             """Take no more runs, and wait until those at work have ended or the time is over."""

@@ -1,4 +1,4 @@
-"""What a worker makes of a flow's hooks that go wrong; that they run is in tests/flows/test_worker.py."""
+"""What a worker does first after an outage, and what it makes of hooks that go wrong (tests/flows/test_worker.py)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -17,9 +19,23 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Completed, Crashed
 
 from deployments.flow_hooks import Hooks
-from deployments.worker import engine_words
+from deployments.worker import engine_words, newest_first
 
 RUN = FlowRun.model_validate({"flow_id": "7f0a2a52-4d3a-4a43-9d2a-3a4f2c1b0e9d", "name": "one"})
+
+
+def test_after_an_outage_the_newest_run_of_a_schedule_goes_first() -> None:
+    now = datetime(2026, 3, 2, 7, 30, tzinfo=UTC)
+
+    def due(minutes: float, *, scheduled: bool = True) -> Any:
+        when = now - timedelta(minutes=minutes)
+        return SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled, expected_start_time=when))
+
+    friday, saturday, asked, soon, on_time = due(4_000), due(2_560), due(3_000, scheduled=False), due(-0.1), due(0.5)
+    # as the server gives them
+    given = [friday, asked, saturday, on_time, soon]
+    assert newest_first(given, now) == [saturday, friday, asked, on_time, soon]
+    assert newest_first([], now) == []
 
 
 def program(text: str) -> Callable[[str], list[str]]:
