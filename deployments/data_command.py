@@ -180,6 +180,7 @@ def quarantine_show(name: RowId, home: HomeFolder = None, traceback: Traceback =
 def quarantine_release(
     name: RowId,
     note: Annotated[str, typer.Option(help="Why the row is right; kept with it")],
+    replace: Annotated[bool, typer.Option("--replace", help="Even where the store holds another candle")] = False,
     home: HomeFolder = None,
     traceback: Traceback = False,
 ) -> None:
@@ -187,7 +188,7 @@ def quarantine_release(
     from tasks import quarantine as rows_aside
 
     with told(traceback), _opened(home) as (_, store):
-        row = rows_aside.release(store, name, note=note, now=datetime.now(UTC))
+        row = rows_aside.release(store, name, note=note, now=datetime.now(UTC), replace=replace)
         Console().print(f"Released: the candle of {row['open_time']:%Y-%m-%d %H:%M} UTC is in {row['series']} now.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -14,9 +15,17 @@ from flows.parameters import NAME, Bar, Days, form
 from tasks import reports
 from tasks.disabled_strategies import Disabled
 from tasks.notification_texts import Message, of_disabled, of_review
-from tasks.notifying import notify_task
+from tasks.notifying import SUPPRESSED, Notified, notify_task
 from tasks.periods import run_moment
-from tasks.reviewing import Reviewed, disable_task, lift_task, mark_told_task, review_task
+from tasks.reviewing import (
+    Reviewed,
+    disable_task,
+    lift_task,
+    mark_proposals_told_task,
+    mark_told_task,
+    review_task,
+    untold_proposals_task,
+)
 from trading.review import Limits
 from trading.window import Timeframe
 
@@ -77,8 +86,12 @@ def review(
     for one in out:
         _tell(of_disabled(one.strategy, one.reasons, one.until), moment)
         mark_told_task(one.strategy, one.since, moment)
-    if found is not None and found.fresh:
-        _tell(of_review([one.reason for one in found.proposals], moment), moment)
+    # those of an earlier run, too, that could not tell them
+    if untold := untold_proposals_task():
+        message = of_review(list(untold.values()), moment)
+        # others of the same day are another message
+        if _tell(replace(message, key=f"review|{'|'.join(untold)}"), moment).outcome != SUPPRESSED:
+            mark_proposals_told_task(list(untold), moment)
     if found is not None and found.degraded:
         # Prefect hands the data to the caller, and shows the name and the message
         named: Reviewed = Completed(  # type: ignore[assignment]
@@ -88,8 +101,8 @@ def review(
     return found
 
 
-def _tell(message: Message, moment: datetime) -> None:
-    notify_task(message.severity.value, message.title, message.text, message.key, moment)
+def _tell(message: Message, moment: datetime) -> Notified:
+    return notify_task(message.severity.value, message.title, message.text, message.key, moment)
 
 
 def _publish(timeframe: Timeframe, found: Reviewed | None, out: list[Disabled], lifted: list[Disabled]) -> None:

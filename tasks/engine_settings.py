@@ -26,7 +26,7 @@ from tasks.retry import STORE, prefect_options
 from tasks.settings import Settings, load_settings, variable
 from tasks.store import CONFLICT_ATTEMPTS, ENGINE_SETTINGS, Store, configured_store
 from tasks.strategy_settings import ENGINE, NOT_SERVED, EngineSettings, built_in, content_of, settings_of
-from tasks.technical_analyst import Selected
+from tasks.technical_analyst import Selected, within
 from trading.errors import MalformedResponse, RevisionConflict, SettingsTooOld, SourceError, SourceRefused
 from trading.window import Timeframe
 
@@ -144,7 +144,7 @@ def selected_strategies(
     """Who may speak at ``now``: the selected strategies, less those that are disabled.
 
     Args:
-        timeframe: leave out strategies that are limited to others.
+        timeframe: of the bars that are analysed; leave out strategies that are limited to others than are looked at.
 
     Raises:
         SettingsTooOld: as ``current``.
@@ -152,13 +152,9 @@ def selected_strategies(
     chosen = current(store, settings, now=now)
     names = {one.rule for one in chosen.strategies}
     out = tuple(one for one in disabled(store, now) if one.strategy in names)
-    may = tuple(
-        one
-        for one in chosen.strategies
-        if one.rule not in {each.strategy for each in out}
-        and (timeframe is None or timeframe in chosen.timeframes.get(one.rule, (timeframe,)))
-    )
-    return Selection(may, out, chosen)
+    allowed = [one for one in chosen.strategies if one.rule not in {each.strategy for each in out}]
+    may = [within(one, timeframe) if timeframe is not None else one for one in allowed]
+    return Selection(tuple(one for one in may if one is not None), out, chosen)
 
 
 def history(store: Store) -> list[EngineSettings]:
@@ -284,7 +280,8 @@ def refresh_task(now: datetime) -> Refreshed:
     """``refresh`` on the configured store and engine; what changed is announced by an event."""
     settings = load_settings()
     with configured_store(settings) as store:
-        guard = guard_of(settings, store, "engine", metered=True) if is_configured(settings) else None
+        asked = is_configured(settings)
+        guard = guard_of(settings, store, "engine", metered=True, about="settings") if asked else None
         found = refresh(store, settings, now=now, guard=guard, announce=_emit)
         log.logger().info("settings read", state=found.state, version=found.version, age=found.age, reason=found.reason)
         return found

@@ -66,12 +66,16 @@ def opened_sources(
         yield [opener(kind) for kind in kinds]
 
 
-def guard_of(settings: Settings, store: Store, kind: str, *, metered: bool) -> Guard | None:
-    """The guard of a kind of source; None for one that is not asked over HTTP."""
+def guard_of(settings: Settings, store: Store, kind: str, *, metered: bool, about: str = "") -> Guard | None:
+    """The guard of a kind of source; None for one that is not asked over HTTP.
+
+    Args:
+        about: what else than candles is asked for: it fails on its own, and spends the same weight.
+    """
     if kind not in limits.weights_per_minute(settings):
         return None
     rule = Rule(settings.circuit_failures, timedelta(seconds=settings.circuit_seconds))
-    breaker = Breaker(store.documents, circuit_name(settings, kind), rule)
+    breaker = Breaker(store.documents, circuit_name(settings, kind, about), rule)
     if not metered:
         return breaker
     limits.ensure(settings, kind)
@@ -79,9 +83,10 @@ def guard_of(settings: Settings, store: Store, kind: str, *, metered: bool) -> G
     return Both(limits.Meter(kind), breaker)
 
 
-def circuit_name(settings: Settings, kind: str) -> str:
-    """What the circuit of a source is called: its kind and where it is."""
+def circuit_name(settings: Settings, kind: str, about: str = "") -> str:
+    """What the circuit of a source is called: its kind, what it is asked about beside candles, and where it is."""
     variable, address = address_of(settings, kind)
     # where none is set, opening the source says so
     url = checked_url(address, variable, ANYWHERE) if address else httpx.URL("")
-    return f"{kind} {url.host}" + (f":{url.port}" if url.port else "")
+    asked = f"{kind} {about}" if about else kind
+    return f"{asked} {url.host}" + (f":{url.port}" if url.port else "")

@@ -303,8 +303,8 @@ def _store(store: Store, collected: Collected, verdict: Verdict, *, now: datetim
             store, window, absent,
             source=origin, now=now, flow_run_id=flow_run_id, calendar=instrument.calendar,
         )  # fmt: skip
-    if len(screening.bad) or approved:
-        quarantine.heal(store, window, screening.good)
+    # an earlier try may have put rows aside and then waited for the bars, which the ledger does not know
+    quarantine.heal(store, window, screening.good)
     ledger.record(
         store,
         entry(

@@ -18,7 +18,7 @@ import pandas as pd
 from tasks import gaps, ledger
 from tasks.chunks import Revision
 from tasks.documents import Document, Span
-from tasks.store import QUARANTINE, Store, series_key, write_candles
+from tasks.store import QUARANTINE, Store, read_candles, series_key, write_candles
 from trading.candles import COLUMNS, check, frame_of, open_times_ms
 from trading.errors import CandleContractError, InvalidRequest
 from trading.window import EPOCH, Timeframe, Window
@@ -72,12 +72,15 @@ def heal(store: Store, window: Window, candles: pd.DataFrame) -> int:
     return healed
 
 
-def release(store: Store, name: str, *, note: str, now: datetime) -> Document:
+def release(store: Store, name: str, *, note: str, now: datetime, replace: bool = False) -> Document:
     """Put a held row into the store: a person says that it is right. What it replaces can be undone.
+
+    Args:
+        replace: even where the store holds another candle of its bar.
 
     Raises:
         InvalidRequest: there is no such row, no note, it is not held, it is not a candle (an impossible one never
-            is), or its window has not been approved.
+            is), its window has not been approved, or the store holds another candle and ``replace`` is not given.
     """
     row = show(store, name)
     if not note.strip():
@@ -95,6 +98,13 @@ def release(store: Store, name: str, *, note: str, now: datetime) -> Document:
         raise InvalidRequest(f"{name} cannot be a candle: {error}") from error
     if not entries:
         raise InvalidRequest(f"{window} has not been approved; ingest it first")
+    stored = read_candles(store, window)
+    if len(stored) and not replace and (stored.to_numpy() != candle.to_numpy()).any():
+        held = ", ".join(f"{column} {stored[column].iloc[0]:g}" for column in COLUMNS)
+        raise InvalidRequest(
+            f"the store holds another candle of {window} ({held}), which may be the correction of this row; look at "
+            f"both with `tradeflows quarantine show {name}`, and if the row is right, release it with --replace"
+        )
     # each step finds what an earlier try has done already, and the status comes last
     write_candles(store, window, candle, row["data_mode"], Revision(now, f"released: {note}"))
     ledger.refresh(store, window)

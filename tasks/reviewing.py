@@ -175,6 +175,31 @@ def open_proposals(store: Store) -> list[Document]:
     return store.documents.find(PROPOSALS, {"status": PROPOSED}, Span("at"))
 
 
+def untold_proposals(store: Store) -> list[Document]:
+    """The open ones of which nobody was told yet, oldest first."""
+    # one that was made before this was noted has no such field
+    return [one for one in open_proposals(store) if one.get("told_at") is None]
+
+
+def mark_proposals_told(store: Store, keys: Sequence[str], *, now: datetime) -> None:
+    """Note that people were told of these proposals.
+
+    Raises:
+        InvalidRequest: there is no such proposal.
+        RevisionConflict: others kept changing one.
+    """
+    for key in keys:
+        for _ in range(CONFLICT_ATTEMPTS):
+            known = store.documents.get(PROPOSALS, key)
+            if known is None:
+                raise InvalidRequest(f"there is no proposal {key!r}; see: tradeflows review list")
+            rev = known.pop("rev")
+            if store.documents.compare_and_set(PROPOSALS, {**known, "told_at": now}, rev):
+                break
+        else:
+            raise RevisionConflict(f"the proposal {key} was changed by others {CONFLICT_ATTEMPTS} times in a row")
+
+
 def _propose(store: Store, one: Proposal, now: datetime, trace: str | None) -> str | None:
     """The id of the proposal that was written down; None where the same is open, or was made today."""
     if any(known["action"] == one.action and known["subject"] == one.subject for known in open_proposals(store)):
@@ -194,6 +219,7 @@ def _propose(store: Store, one: Proposal, now: datetime, trace: str | None) -> s
         "decided_by": None,
         "decided_at": None,
         "decided_why": None,
+        "told_at": None,
     }
     return key if store.documents.insert(PROPOSALS, document) else None
 
@@ -257,6 +283,20 @@ def mark_told_task(strategy: str, since: datetime, now: datetime) -> None:
     """Note that people were told of a disabling."""
     with configured_store(load_settings()) as store:
         mark_told(store, strategy, since, now=now)
+
+
+@task(name="find-untold", **prefect_options(STORE))
+def untold_proposals_task() -> dict[str, str]:
+    """Reasons of the open proposals of which nobody was told yet, by id."""
+    with configured_store(load_settings()) as store:
+        return {one["_id"]: one["reason"] for one in untold_proposals(store)}
+
+
+@task(name="mark-proposals-told", **prefect_options(STORE))
+def mark_proposals_told_task(keys: Sequence[str], now: datetime) -> None:
+    """Note that people were told of these proposals."""
+    with configured_store(load_settings()) as store:
+        mark_proposals_told(store, keys, now=now)
 
 
 @task(name="lift-disabled", **prefect_options(STORE))

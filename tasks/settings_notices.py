@@ -10,29 +10,39 @@ from typing import Final
 from prefect import task
 
 from tasks.notification_texts import Message, Severity
-from tasks.notifying import notify
+from tasks.notifying import NOBODY, Notified, notify
 from tasks.retry import NOTIFY, prefect_options
 from tasks.settings import load_settings
 from tasks.store import Store, configured_store
 
 # told again where it is still so a year later
 TOLD: Final = timedelta(days=365)
+# nobody to tell: asked again so much later, for settings are read every five minutes
+UNTOLD: Final = timedelta(days=1)
+# beyond what telling may take: one that dies over it leaves it to others after that
+_TELLING: Final = timedelta(minutes=15)
 
 
-def tell_unserved(store: Store, reason: str, *, now: datetime, send: Callable[[Message], object]) -> bool:
+def tell_unserved(store: Store, reason: str, *, now: datetime, send: Callable[[Message], Notified]) -> bool:
     """Send word that the engine serves no settings, unless somebody did before; whether it was sent.
 
-    A message whose sending fails is left for the next time, and the error goes on.
+    A message whose sending fails is left for the next time, one that there is nobody to send to for the next day; an
+    error goes on.
+
+    Args:
+        send: one that was told a short while ago (suppressed) counts as sent.
     """
     name, owner = "told|settings-unserved", uuid.uuid4().hex
-    if not store.documents.acquire(name, owner, TOLD, now):
+    if not store.documents.acquire(name, owner, _TELLING, now):
         return False
+    message = Message(Severity.WARNING, "The engine serves no strategy settings", reason, "settings-unserved")
     try:
-        send(Message(Severity.WARNING, "The engine serves no strategy settings", reason, "settings-unserved"))
+        sent = send(message).outcome != NOBODY
     except BaseException:
         store.documents.release(name, owner)
         raise
-    return True
+    store.documents.acquire(name, owner, TOLD if sent else UNTOLD, now)
+    return sent
 
 
 # --- Prefect task --------------------------------------------------------------------------------

@@ -11,7 +11,8 @@
     }
 
 ``strategies`` is needed, all else has a default. A strategy is one of ``trading.strategies.RULES``; ``indicators``
-has parameters by rule, over which those of the strategy itself go. What this version does not know is passed over,
+has parameters by rule, over which those of the strategy itself go. One with ``timeframes`` votes on bars of those
+alone, whichever bars are analysed; without, on all that are looked at. What this version does not know is passed over,
 unless it is a selected strategy, a parameter or a value: then the settings as a whole are refused, and the last
 good ones stay.
 
@@ -71,8 +72,7 @@ class EngineSettings:
     """What may speak, and within which limits.
 
     Attributes:
-        strategies: the selected ones, with all their parameters.
-        timeframes: those that a strategy is limited to; one that is not named here speaks on all.
+        strategies: the selected ones, with all their parameters and the timeframes that they are limited to.
         confidence_threshold: a score nearer to zero is Neutral.
         time_to_live: for how long an analysis of the same candles is good.
         origin: ``engine``, ``built-in``, or ``NOT_SERVED`` where there is an engine that has none to tell.
@@ -81,7 +81,6 @@ class EngineSettings:
     """
 
     strategies: tuple[Selected, ...]
-    timeframes: Mapping[str, tuple[Timeframe, ...]]
     confidence_threshold: float
     time_to_live: timedelta
     origin: Origin
@@ -124,9 +123,12 @@ def settings_of(
     read_at: datetime | None = None,
 ) -> EngineSettings:
     """Settings from what ``content_of`` understood, as a version with that number, read then."""
+    limits = content["timeframes"]
     return EngineSettings(
-        strategies=tuple(Selected(one["rule"], one["parameters"]) for one in content["strategies"]),
-        timeframes={name: tuple(map(Timeframe, spans)) for name, spans in content["timeframes"].items()},
+        strategies=tuple(
+            Selected(one["rule"], one["parameters"], tuple(map(Timeframe, limits.get(one["rule"], ()))))
+            for one in content["strategies"]
+        ),
         confidence_threshold=content["confidence_threshold"],
         time_to_live=timedelta(minutes=content["time_to_live_minutes"]),
         origin=origin,

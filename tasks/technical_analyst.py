@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,15 +31,30 @@ Weights = Mapping[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Selected:
-    """A strategy that may speak, with all its parameters."""
+    """A strategy that may speak, with all its parameters, on bars of these ``timeframes``; on all if there are none."""
 
     rule: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeframes: tuple[Timeframe, ...] = ()
 
     @property
     def version(self) -> str:
-        """The parameters as text: with others it is another strategy, with a record of its own."""
-        return ",".join(f"{name}={value}" for name, value in self.parameters.items())
+        """Parameters and timeframes as text: with others it is another strategy, with a record of its own."""
+        said = [f"{name}={value}" for name, value in self.parameters.items()]
+        limit = [f"timeframes={'+'.join(map(str, self.timeframes))}"] if self.timeframes else []
+        return ",".join(said + limit)
+
+
+def within(one: Selected, timeframe: Timeframe) -> Selected | None:
+    """The strategy in an analysis of bars of ``timeframe``; None where it is limited to others than are looked at.
+
+    A limit that keeps it from none of them is left out, so that it is the same strategy with and without.
+    """
+    looked_at = [timeframe, *([ALSO[timeframe]] if timeframe in ALSO else [])]
+    may = tuple(each for each in looked_at if not one.timeframes or each in one.timeframes)
+    if not may:
+        return None
+    return replace(one, timeframes=() if len(may) == len(looked_at) else may)
 
 
 def selection(
@@ -108,12 +123,16 @@ def _views(candles: pd.DataFrame, timeframe: Timeframe, until: datetime) -> dict
 
 
 def _part(one: Selected, views: Mapping[Timeframe, pd.DataFrame], threshold: float) -> Opinion | Abstention:
-    """One strategy over all timeframes on which it has enough bars."""
+    """One strategy over all timeframes that it may look at and on which it has enough bars."""
     from trading.strategies import explain, rule
 
+    may = {timeframe: candles for timeframe, candles in views.items() if timeframe in (one.timeframes or views)}
+    if not may:
+        limit = ", ".join(map(str, one.timeframes))
+        return Abstention(one.rule, f"is limited to {limit}, and {', '.join(map(str, views))} are looked at")
     needed = rule(one.rule).bars_needed(**one.parameters)
     votes, reasons, short = {}, [], []
-    for timeframe, candles in views.items():
+    for timeframe, candles in may.items():
         if len(candles) < needed:
             short.append(f"needs {needed} bars of {timeframe} and there are {len(candles)}")
             continue

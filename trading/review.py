@@ -185,8 +185,9 @@ class MarketState:
         at: end of the last bar, UTC.
         change: return from the first open to the last close.
         range: highest high less lowest low, as a share of the first open.
-        volatility: standard deviation of log returns between bars, scaled to a day; ``usual_volatility`` that of the
-            30 days before, None where they have fewer than 2 bars.
+        volatility: standard deviation of log returns between bars, scaled to a day of as many bars as there are on
+            average in a day that has any; ``usual_volatility`` that of the 30 days before, None where they have
+            fewer than 3 bars.
         volume: sum; ``usual_volume`` the mean of a day in the 30 days before.
     """
 
@@ -219,11 +220,11 @@ def market_state(
         return None
     now = candles[today]
     start = float(now["open"].iloc[0])
-    bars_a_day = DAY / timeframe.delta
     volume = candles["volume"].to_numpy(dtype=np.float64)
     close = candles["close"].to_numpy(dtype=np.float64)
     # days that there are candles of: a series may be younger, or its market closed at times
-    days = len(np.unique((opens[before] - usual) // 86_400_000))
+    every, days = (len(np.unique((opens[part] - usual) // 86_400_000)) for part in (before | today, before))
+    bars_a_day = (before | today).sum() / every
     newest = int(opens[today][-1]) / 1000
     return MarketState(
         symbol=symbol,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -48,16 +49,17 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     server.server_close()
 
 
-def losing(home: Path) -> None:
-    """RSI lost on each of the last twelve days."""
+def losing(home: Path, days: int = 12, profits: tuple[float, ...] = (-0.013,)) -> None:
+    """RSI had these profits in turn, by default a loss on each of the last twelve days."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     result = {"analyst": "rsi", "version": "a", "role": PART, "signal": "Short", "confidence": 0.5, "horizon": 12}
-    result |= {"moved": 0.01, "profit": -0.013, "idle": False, "usd": 0.0}
+    result |= {"moved": 0.01, "idle": False, "usd": 0.0}
     with open_store(home) as store:
-        for age in range(2, 14):
+        for age in range(2, 2 + days):
+            made = {**result, "profit": profits[age % len(profits)]}
             at = today - age * timedelta(days=1)
             document = {"_id": str(age), "symbol": "BTCSIM", "timeframe": "1h", "timestamp": at, "entry_at": at}
-            document |= {"exit_at": at + timedelta(hours=12), "cost_per_side": 0.0015, "results": [result]}
+            document |= {"exit_at": at + timedelta(hours=12), "cost_per_side": 0.0015, "results": [made]}
             document |= {"hindsight": False, "data_mode": "simulated", "settled_at": at + timedelta(days=1)}
             store.documents.put(SETTLEMENTS, document)
 
@@ -116,6 +118,27 @@ def test_a_message_that_nobody_gets_is_a_failed_run_and_told_by_the_next(
     webhook["status"] = 200
     review(emergency_only=True)
     assert len(webhook["heard"]) == 7
+
+
+def test_proposals_that_nobody_got_are_told_by_the_next_run_and_once(
+    home: Path, webhook: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(home, days=25, profits=(-0.013, 0.005))
+    monkeypatch.setenv("TRADEFLOWS_NOTIFY_URLS", os.environ["TRADEFLOWS_NOTIFY_URLS"].replace("warning=", "info="))
+    webhook["status"] = 500
+    from tasks.notifying import notify_task
+
+    monkeypatch.setattr(notify_task, "retry_delay_seconds", 0)
+    assert review(return_state=True).is_failed()
+    webhook["status"] = 200
+    webhook["heard"].clear()
+    # nothing is fresh, nor does an emergency run look for any
+    review(emergency_only=True)
+    [told] = webhook["heard"]
+    assert "rsi lost" in told["message"]
+    review()
+    review(emergency_only=True)
+    assert len(webhook["heard"]) == 1
 
 
 def test_the_command_tells_who_is_told_and_tries_it(home: Path, webhook: dict[str, Any]) -> None:

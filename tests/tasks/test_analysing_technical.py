@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -106,6 +107,30 @@ def test_a_strategy_that_lost_money_has_less_of_a_vote() -> None:
     assert f"weights: {loudest.analyst} 0.00" in silenced.reasons[0]
     # a record under other parameters is another strategy's
     assert said(rising, selection(), {(loudest.analyst, "other"): 0.0}) == usual
+
+
+@pytest.mark.parametrize(
+    ("allowed", "left"), [((), ["1h", "4h"]), ((Timeframe.H1,), ["1h"]), ((Timeframe.H4,), ["4h"])]
+)
+def test_a_strategy_that_is_limited_to_timeframes_votes_on_those_alone(
+    allowed: tuple[Timeframe, ...], left: list[str]
+) -> None:
+    candles = market(400)
+    [macd] = selection(["macd"])
+    limited = replace(macd, timeframes=allowed)
+    [part] = said(candles, (limited,)).parts
+    assert [reason.split(" ")[0] for reason in part.reasons] == left
+    assert [name for name in part.provenance if name != "version"] == left
+    assert part.provenance["version"] == limited.version
+    assert (limited.version == macd.version) == (not allowed)
+
+
+def test_a_strategy_that_is_limited_to_bars_that_are_not_looked_at_abstains() -> None:
+    [macd] = selection(["macd"])
+    found = opinion(
+        market(400), Timeframe.H1, [replace(macd, timeframes=(Timeframe.D1,))], {}, until=START + timedelta(hours=400)
+    )
+    assert found == Abstention("technical", "macd: is limited to 1d, and 1h, 4h are looked at")
 
 
 def test_on_other_timeframes_it_looks_at_those_bars_alone() -> None:

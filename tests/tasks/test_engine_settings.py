@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tasks.disabled_strategies import disable, disabled, disablings, lift
 from tasks.engine_settings import CHANGED, STALE, UNSERVED, Refreshed, current, history, refresh, selected_strategies
 from tasks.notification_texts import Message, Severity
+from tasks.notifying import Notified
 from tasks.settings import Settings, load_settings
 from tasks.settings_notices import tell_unserved
 from tasks.store import Store, open_store
@@ -243,15 +244,41 @@ def test_a_refusal_is_not_taken_for_an_engine_without_settings(
 def test_people_are_told_once_and_again_where_that_failed(store: Store) -> None:
     sent: list[Message] = []
 
-    def fail(message: Message) -> None:
+    def send(message: Message) -> Notified:
+        sent.append(message)
+        return Notified("delivered")
+
+    def fail(message: Message) -> Notified:
         raise NotificationFailed("nobody there")
 
     with pytest.raises(NotificationFailed):
         tell_unserved(store, "why", now=NOW, send=fail)
-    assert tell_unserved(store, "why", now=NOW, send=sent.append)
-    assert not tell_unserved(store, "why", now=NOW + 1000 * HOUR, send=sent.append)
+    assert tell_unserved(store, "why", now=NOW, send=send)
+    assert not tell_unserved(store, "why", now=NOW + 1000 * HOUR, send=send)
     [message] = sent
     assert (message.severity, message.text) == (Severity.WARNING, "why")
+
+
+def test_where_there_was_nobody_to_tell_it_is_told_once_there_is(store: Store) -> None:
+    assert not tell_unserved(store, "why", now=NOW, send=lambda message: Notified("nobody"))
+    assert not tell_unserved(store, "why", now=NOW + HOUR, send=lambda message: Notified("held"))
+    assert tell_unserved(store, "why", now=NOW + 25 * HOUR, send=lambda message: Notified("held"))
+    assert not tell_unserved(store, "why", now=NOW + 100 * HOUR, send=lambda message: Notified("delivered"))
+
+
+def test_a_process_that_died_before_it_told_leaves_it_to_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(message: Message) -> Notified:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        # one that is killed gives nothing back
+        killed.setattr(store.documents, "release", lambda name, owner: None)
+        tell_unserved(store, "why", now=NOW, send=die)
+    assert not tell_unserved(store, "why", now=NOW + timedelta(minutes=5), send=lambda message: Notified("delivered"))
+    assert tell_unserved(store, "why", now=NOW + HOUR, send=lambda message: Notified("delivered"))
+    assert not tell_unserved(store, "why", now=NOW + 2 * HOUR, send=lambda message: Notified("delivered"))
 
 
 def test_disabled_strategies_and_those_of_other_timeframes_do_not_speak(store: Store, engine: Settings) -> None:
@@ -263,7 +290,10 @@ def test_disabled_strategies_and_those_of_other_timeframes_do_not_speak(store: S
         return [one.rule for one in selected_strategies(store, engine, now, timeframe).strategies]
 
     assert speaking(NOW) == ["rsi", "macd", "volume"]
-    assert speaking(NOW, Timeframe.H1) == ["rsi", "volume"]
+    # an analysis of 1h looks at bars of 4h, too
+    assert speaking(NOW, Timeframe.H1) == ["rsi", "macd", "volume"]
+    assert speaking(NOW, Timeframe.H4) == ["rsi", "macd", "volume"]
+    assert speaking(NOW, Timeframe.M15) == ["rsi", "volume"]
     out = {"now": NOW, "lasting": 3 * HOUR, "by": "test", "evidence": {"streak": 12}}
     made = disable(store, "rsi", ["lost 12 times in a row"], **out)
     assert made is not None
@@ -284,6 +314,23 @@ def test_disabled_strategies_and_those_of_other_timeframes_do_not_speak(store: S
     # and by itself it ends
     assert disabled(store, NOW + 3 * HOUR) == ()
     assert len(disablings(store)) == 2
+
+
+def test_a_limit_goes_with_the_strategy_and_names_it_only_where_it_keeps_it_from_bars(
+    store: Store, engine: Settings
+) -> None:
+    reading = Reading(store, engine)
+    reading.tells({"strategies": [{"name": "rsi", "timeframes": ["1h", "1d"]}, {"name": "macd"}]})
+    reading(NOW)
+
+    def version(timeframe: Timeframe | None) -> str:
+        return selected_strategies(store, engine, NOW, timeframe).strategies[0].version
+
+    free = built_in().strategies[0].version
+    assert version(Timeframe.H1) == f"{free},timeframes=1h"
+    # a day has no coarser bars: nothing is kept from it, and its record goes on
+    assert version(Timeframe.D1) == free
+    assert version(None) == f"{free},timeframes=1h+1d"
 
 
 @settings(max_examples=40)

@@ -146,6 +146,27 @@ def test_a_circuit_is_called_after_who_is_asked(monkeypatch: pytest.MonkeyPatch,
     assert circuit_name(settings_of(monkeypatch, EXCHANGE_URL=address), "exchange") == name
 
 
+def test_what_fails_of_the_settings_leaves_the_engine_s_candles_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarding.limits, "ensure", lambda settings, kind: None)
+    settings = settings_of(monkeypatch, ENGINE_URL="http://a.test:8000", CIRCUIT_FAILURES=2)
+    guard = guard_of(settings, store, "engine", metered=True, about="settings")
+    assert isinstance(guard, Both)
+    meter, breaker = guard._first, guard._second
+    for _ in range(2):
+        breaker.heard(SourceUnavailable("500"))
+    assert find(store.documents, "engine settings a.test:8000").state is State.OPEN
+    assert find(store.documents, "engine a.test:8000").state is State.CLOSED
+    # but what is asked for is counted together
+    candles = guard_of(settings, store, "engine", metered=True)
+    assert isinstance(candles, Both)
+    assert isinstance(meter, guarding.limits.Meter)
+    assert isinstance(candles._first, guarding.limits.Meter)
+    assert meter._name == candles._first._name
+    candles._second.admit(1)
+
+
 @pytest.mark.parametrize("address", ["http://a.test:port", "a.test", "https://me:hunter2@a.test"])
 def test_an_address_that_will_not_do_is_said_to_be_so(
     store: Store, monkeypatch: pytest.MonkeyPatch, address: str

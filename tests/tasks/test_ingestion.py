@@ -223,6 +223,22 @@ def test_a_bar_that_was_put_aside_at_the_end_of_a_window_is_not_waited_for(bench
     assert (again.added, again.waiting, again.gaps) == (0, 0, 1)
 
 
+def test_a_row_put_aside_in_a_window_that_waited_is_healed_by_the_candle_that_came(bench: Bench) -> None:
+    # it is the newest that the source has, which may bring it again
+    bench.sandbox.set_clock(f"{hour(100) + timedelta(minutes=2):%Y-%m-%dT%H:%M:%SZ}")
+    bench.sandbox.set_faults(late=1)
+    traded = float(bench.truth(99, 100)["volume"].iloc[0])
+    bench.sandbox.correct("BTCSIM", "1h", hour(99), volume=0.0)
+    first = bench.one(99, 100)
+    assert (first.waiting, dict(first.quarantined), len(bench.held(99, 100))) == (1, {}, 0)
+    [row] = quarantine.find(bench.store, "BTCSIM", "1h")
+    assert row["status"] == "held"
+    bench.sandbox.correct("BTCSIM", "1h", hour(99), volume=traded)
+    assert bench.one(99, 100).added == 1
+    [row] = quarantine.find(bench.store, "BTCSIM", "1h")
+    assert row["status"] == "healed"
+
+
 def test_a_whole_window_without_a_candle_is_a_gap_only_if_the_source_has_moved_on(bench: Bench) -> None:
     bench.sandbox.cut("BTCSIM", "1h", hour(0), hour(50))
     outcome = bench.one(10, 20)

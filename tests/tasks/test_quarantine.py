@@ -330,13 +330,21 @@ def test_a_released_row_is_a_candle_and_everything_knows_it(
 def test_a_released_row_may_replace_a_candle(gappy: Store) -> None:
     put_aside(gappy, (OPEN + 7 * HOUR, (100.0, 250.0, 99.0, 240.0, 7.0), ["disagrees"]))
     before, revisions = read_with_revisions(gappy, WINDOW)
-    release(gappy, held_id(gappy, 7), note="it is right", now=LATER)
+    # by a word of its own only: what is stored may be the correction of what was put aside
+    refused(gappy, held_id(gappy, 7), "holds another candle of .*close 100.5, volume 7.*--replace")
+    release(gappy, held_id(gappy, 7), note="it is right", now=LATER, replace=True)
     [entry] = ledger.entries(gappy, "BTCUSDT", "1h")
     assert (entry.rows, entry.gaps, entry.digest) == (7, 3, digest(read_candles(gappy, WINDOW)))
     assert confirmed(gappy) == [(3, 6, 3)]
     [made] = corrections(gappy, "BTCUSDT", "1h")
     assert (made.old, made.new) == (GOOD, (100.0, 250.0, 99.0, 240.0, 7.0))
     pd.testing.assert_frame_equal(read_candles_at(gappy, WINDOW, revisions), before, check_exact=True)
+
+
+def test_a_row_that_says_what_is_stored_replaces_nothing(gappy: Store) -> None:
+    put_aside(gappy, (OPEN + 7 * HOUR, GOOD, ["duplicate"]))
+    assert release(gappy, held_id(gappy, 7), note="it is right", now=LATER)["status"] == RELEASED
+    assert corrections(gappy, "BTCUSDT", "1h") == []
 
 
 def test_every_approved_window_of_the_bar_is_brought_up_to_date(gappy: Store) -> None:

@@ -15,7 +15,18 @@ from tasks.disabled_strategies import disabled, disablings, lift, mark_told, unt
 from tasks.ledger import set_listed
 from tasks.llm_setup import opened_llm
 from tasks.review_facts import gather, records
-from tasks.reviewing import Critique, Suggested, asking, decide, disable_failing, messages_of, open_proposals, review
+from tasks.reviewing import (
+    Critique,
+    Suggested,
+    asking,
+    decide,
+    disable_failing,
+    mark_proposals_told,
+    messages_of,
+    open_proposals,
+    review,
+    untold_proposals,
+)
 from tasks.settings import load_settings
 from tasks.settling import ANALYST, PART
 from tasks.store import PROMOTIONS, SCOREBOARDS, SETTLEMENTS, Store, open_store, put_result, write_candles
@@ -199,6 +210,23 @@ def test_without_an_llm_the_figures_propose_and_nothing_is_proposed_twice(store:
     # a week later it may come again
     later = NOW + 4 * DAY
     assert review(store, Timeframe.H1, 90, None, "", now=later).fresh == [f"{later:%Y-%m-%d}|disable|rsi"]
+
+
+def test_proposals_are_told_until_somebody_was_told_and_then_no_more(store: Store) -> None:
+    fill(store)
+    found = review(store, Timeframe.H1, 90, None, "", now=NOW)
+    # the run that made them died, and this one finds nothing new
+    assert review(store, Timeframe.H1, 90, None, "", now=NOW + DAY).fresh == []
+    assert {one["_id"] for one in untold_proposals(store)} == set(found.fresh)
+    decide(store, found.fresh[0], "rejected", reason="no", by="me", now=NOW)
+    assert {one["_id"] for one in untold_proposals(store)} == set(found.fresh[1:])
+    mark_proposals_told(store, found.fresh, now=NOW + DAY)
+    assert untold_proposals(store) == []
+    assert {one["told_at"] for one in open_proposals(store)} == {NOW + DAY}
+    # what was decided meanwhile stays decided
+    assert len(open_proposals(store)) == 2
+    with pytest.raises(InvalidRequest, match="no proposal 'none'"):
+        mark_proposals_told(store, ["none"], now=NOW)
 
 
 CRITIQUE = {

@@ -152,6 +152,19 @@ def test_the_state_of_a_market_is_that_of_its_last_day_against_the_thirty_before
     assert found.usual_volume == pytest.approx(before["volume"].sum() / 30)
 
 
+def test_a_day_of_a_session_market_has_the_bars_of_its_session() -> None:
+    hours = candles(24 * 40)
+    # New York: 14:30 to 21:00 UTC, seven bars of an hour, on weekdays
+    frame = hours[(hours.index.hour >= 14) & (hours.index.hour < 21) & (hours.index.dayofweek < 5)]
+    found = market_state("AAPL", Timeframe.H1, frame, END, "sample")
+    assert found is not None
+    today, before = frame[frame.index >= END - timedelta(days=1)], frame[frame.index < END - timedelta(days=1)]
+    before = before[before.index >= END - timedelta(days=31)]
+    assert len(today) == 7
+    assert found.volatility == pytest.approx(np.log(today["close"]).diff().std(ddof=0) * np.sqrt(7))
+    assert found.usual_volatility == pytest.approx(np.log(before["close"]).diff().std(ddof=0) * np.sqrt(7))
+
+
 def test_bars_after_the_end_and_before_the_month_do_not_count() -> None:
     frame = candles(24 * 40)
     earlier = END - timedelta(days=2)
