@@ -17,6 +17,8 @@ from tasks.store import Store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# how often something died that may have left something in MLflow
+DEATHS: Final = "sweep deaths"
 # the tags by which a run names its flow run, and a version its training
 FLOW_RUN: Final = "prefect_flow_run"
 TRAINING: Final = "training_key"
@@ -36,7 +38,7 @@ class UnknownRun(LookupError):
 class Mended:
     """What was done: ids of runs closed, half-registered versions removed, models whose aliases were moved.
 
-    ``open``: half-registered versions that may still be signed; they are to be looked at again.
+    ``open``: runs at work, and half-registered versions that may still be signed: to be looked at again.
     """
 
     closed: tuple[str, ...] = ()
@@ -64,13 +66,20 @@ def mend(
         now: the time, UTC.
     """
     closed = []
+    removed: list[str] = []
+    moved: list[str] = []
+    half: list[str] = []
     for run in _open_runs(client):
-        if not _is_left(run, began):
+        left = _is_left(run, began)
+        if left is None:
+            continue
+        if not left:
+            # it may yet end without being able to say so
+            half.append(f"run {run.info.run_id}")
             continue
         closed.append(str(run.info.run_id))
         if not dry_run:
             client.set_terminated(run.info.run_id, "KILLED")
-    removed, moved, half = [], [], []
     for model in _paged(lambda page: client.search_registered_models(page_token=page)):
         for version in registry.versions(client, str(model.name)):
             if not _is_half(version):
@@ -100,12 +109,12 @@ def _open_runs(client: MlflowClient) -> Iterator[Any]:
     yield from (run for run in found if run.data.tags.get(FLOW_RUN))
 
 
-def _is_left(run: Any, began: Callable[[str], Began]) -> bool:
-    """Whether it is of an attempt that is over."""
+def _is_left(run: Any, began: Callable[[str], Began]) -> bool | None:
+    """Whether it is of an attempt that is over; None where nobody here knows."""
     try:
         since = began(run.data.tags[FLOW_RUN])
     except UnknownRun:
-        return False
+        return None
     return since is None or datetime.fromtimestamp(run.info.start_time / 1000, UTC) < since
 
 

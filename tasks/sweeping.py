@@ -36,7 +36,6 @@ LEASE_NAME: Final = "sweep"
 # each step renews it; a sweep that dies must not keep the next ones waiting
 LEASE: Final = timedelta(minutes=1)
 # counters of the store: deaths that were seen, and those after which MLflow was put in order
-DEATHS: Final = "sweep deaths"
 MENDED: Final = "sweep deaths mended in MLflow"
 DONE: Final = {
     "crash": "said to have crashed",
@@ -147,7 +146,7 @@ def _swept(
     known = {verdict.run.id for verdict in done}
     act([Verdict(run, "crash", "the run that started it is dead") for run in left if run.id not in known])
     if (dead or left) and not dry_run:
-        store.documents.increment(DEATHS, len(dead) + len(left))
+        store.documents.increment(sweep_registry.DEATHS, len(dead) + len(left))
     before = surplus(client)
     decided = plan(
         dead, sweep_runs.beside(client, dead, now), sweep_runs.room(client, _deployments(dead), dead), bounds, now
@@ -225,7 +224,7 @@ def _mended(client: SyncPrefectClient, store: Store, settings: Settings, now: da
 
     Nobody waits for MLflow: where it does not answer, a later sweep does it.
     """
-    deaths, mended = store.documents.increment(DEATHS, 0), store.documents.increment(MENDED, 0)
+    deaths, mended = store.documents.increment(sweep_registry.DEATHS, 0), store.documents.increment(MENDED, 0)
     there = settings.mlflow_tracking_uri or (settings.home / "mlflow" / "mlflow.db").is_file()
     if deaths == mended or not there:
         return []

@@ -23,6 +23,7 @@ from tasks.models import REFERENCE_SHA256, UNSEEN_SHA256
 from tasks.retry import REGISTRY, STORE, prefect_options
 from tasks.settings import Settings, load_settings
 from tasks.store import Store, configured_store
+from tasks.sweep_registry import DEATHS
 from trading.window import Timeframe
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def train(
     frames = load(store, dataset)
     learned = learn(frames, dataset, request, storage=_trials(settings) if request.tune_trials else None)
     experiment = registry.experiment_id(client, settings, f"train {name} h{request.horizon}")
+    training_runs.close_left(client, experiment, key, flow_run_id)
     tags = training_runs.tags_of(dataset, key, flow_run_id)
     with tempfile.TemporaryDirectory(prefix="tradeflows-train-") as temporary:
         folder = Path(temporary)
@@ -169,7 +171,14 @@ def train(
             client.log_dict(run_id, asdict(done), SUMMARY)
         except BaseException:
             # a run that stays open looks as if it were still at work
-            registry.finish_run(client, run_id, failed=True)
+            closed = False
+            try:
+                registry.finish_run(client, run_id, failed=True)
+                closed = True
+            finally:
+                if not closed:
+                    # MLflow is away: the sweep closes it
+                    store.documents.increment(DEATHS, 1)
             raise
         registry.finish_run(client, run_id)
     return done

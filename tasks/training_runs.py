@@ -52,6 +52,20 @@ def tags_of(dataset: Dataset, key: str, flow_run_id: str | None) -> dict[str, st
     }
 
 
+def close_left(client: MlflowClient, experiment: str, key: str, flow_run_id: str | None) -> list[str]:
+    """Close what an earlier attempt of this flow run at this training left open; ids of those runs.
+
+    One that could not reach MLflow when it failed closed nothing. A flow run is at work once, so they are nobody's.
+    """
+    if flow_run_id is None:
+        return []
+    query = f"attributes.status = 'RUNNING' and tags.training_key = '{key}' and tags.prefect_flow_run = '{flow_run_id}'"
+    left = [str(run.info.run_id) for run in client.search_runs([experiment], query, max_results=1_000)]
+    for run_id in left:
+        client.set_terminated(run_id, "KILLED")
+    return left
+
+
 def write_model(folder: Path, learned: Learned, dataset: Dataset, request: TrainingRequest) -> str:
     """Write the artifact; returns the sha256 of its manifest."""
     from ml.artifact import save

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 import ml.training
-from tasks import model_files, promotions, registry, training_runs
+from tasks import model_files, promotions, registry, sweep_registry, training_runs
 from tasks.backtest_models import models_of, stored_targets, subjects_of
 from tasks.backtest_requests import CHAMPION, BacktestRequest
 from tasks.datasets import Dataset, load, select
@@ -148,10 +149,32 @@ def test_one_that_died_between_registering_and_judging_is_done_again(
     left = registry.versions(bench.client, "EEE-1h")
     assert [str(one.version) for one in left] == ["1"]
     assert bench.client.get_run(left[0].run_id).info.status == "RUNNING"
+    experiment = bench.client.get_run(left[0].run_id).info.experiment_id
+    key = bench.client.get_run(left[0].run_id).data.tags["training_key"]
+    # another flow run's is not touched; a retry of its own closes it
+    bench.client.set_tag(left[0].run_id, "prefect_flow_run", "mine")
+    assert training_runs.close_left(bench.client, experiment, key, "another") == []
+    assert training_runs.close_left(bench.client, experiment, key, None) == []
+    assert training_runs.close_left(bench.client, experiment, key, "mine") == [left[0].run_id]
+    assert bench.client.get_run(left[0].run_id).info.status == "KILLED"
     bench.client.set_terminated(left[0].run_id, "FINISHED")
     again = bench.train("EEE", 1_500)
     assert (again.version, again.reused) == ("2", False)
     assert bench.train("EEE", 1_500).reused
+
+
+def test_what_cannot_be_closed_is_left_to_the_sweep(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow went away in the middle, and the flow run ends as failed: nobody of it died."""
+    with monkeypatch.context() as away:
+        away.setattr(promotions, "consider", _die)
+        away.setattr(registry, "finish_run", _gone)
+        with pytest.raises(MlflowException, match="away"):
+            bench.train("EEE", 1_400)
+    assert bench.store.documents.increment(sweep_registry.DEATHS, 0) == 1
+
+
+def _gone(*_: object, **__: object) -> None:
+    raise MlflowException("away")
 
 
 def _die(*_: object, **__: object) -> None:
